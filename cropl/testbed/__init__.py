@@ -1,0 +1,1 @@
+"""The built-in testbed: a small rendered world, and tiny trained models that answer questions about it."""

@@ -1,0 +1,156 @@
+"""Scenes rendered and preprocessed once, kept as memory-mapped arrays, so that training does not wait for the renderer.
+
+A cache is a folder of ``.npy`` files and a ``cache.json`` written last; a folder without it, or with other contents than
+asked for, is built anew. It is derived data: delete it at will.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoConfig, AutoImageProcessor
+
+from cropl.grid import Region, TokenGrid
+from cropl.testbed.labels import dense_labels
+from cropl.testbed.questions import questions
+from cropl.testbed.scenes import VERSION, Scene, scene
+
+# N pictures, P patches (of all pictures, in a row), E values of a patch
+
+
+@dataclass(frozen=True)
+class SceneKey:
+    """What a cache holds: which scenes, preprocessed for which checkpoint's image processor."""
+
+    family: str
+    split: str
+    count: int
+    start: int = 0
+    version: int = VERSION
+
+
+@dataclass
+class CachedScene:
+    """One picture as its family's vision tower takes it, with its dense labels and its questions."""
+
+    pixels: Tensor
+    grid_hw: tuple[int, int]
+    labels: Tensor
+    questions: list[dict[str, Any]]
+    picture: Callable[[], Image.Image]
+
+
+class SceneCache(Dataset[CachedScene]):
+    """Scenes ``start`` to ``start + count`` of a split, preprocessed by the processor of ``checkpoint``.
+
+    Items: pixels (3, H, W) for LLaVA or (P, E) flattened patches for Qwen2-VL, normalised float32; labels (V, 8), see
+    :class:`~cropl.testbed.labels.DenseLabels`; V are the tower's patches, in its own order.
+    """
+
+    def __init__(self, checkpoint: str | Path, split: str, count: int, folder: str | Path = "runs/cache", start: int = 0):
+        config = AutoConfig.from_pretrained(checkpoint)
+        self.processor = AutoImageProcessor.from_pretrained(checkpoint)
+        self.key = SceneKey(config.model_type, split, count, start)
+        self.merge = getattr(config.vision_config, "spatial_merge_size", 1)
+        self.patch = config.vision_config.patch_size
+        self.folder = Path(folder) / f"{self.key.family}-{split}-{start}-{count}"
+        if not self._is_built():
+            self._build()
+        self.pixels = np.load(self.folder / "pixels.npy", mmap_mode="r")
+        self.labels = np.load(self.folder / "labels.npy", mmap_mode="r")
+        self.rows = json.loads((self.folder / "cache.json").read_text())["rows"]
+        self.mean = torch.tensor(self.processor.image_mean)
+        self.std = torch.tensor(self.processor.image_std)
+
+    def __len__(self) -> int:
+        return self.key.count
+
+    def __getitem__(self, index: int) -> CachedScene:
+        row = self.rows[index]
+        pixels = torch.from_numpy(np.array(self.pixels[row["pixels"][0] : row["pixels"][1]])).float() / 255
+        labels = torch.from_numpy(np.array(self.labels[row["labels"][0] : row["labels"][1]])).float()
+        if self.key.family == "llava":
+            pixels = (pixels[0] - self.mean[:, None, None]) / self.std[:, None, None]
+        else:
+            pixels = (pixels.unflatten(1, (3, 1, -1)) - self.mean[:, None, None]) / self.std[:, None, None]
+            pixels = pixels.expand(-1, 3, 2, -1).flatten(1)  # a still picture fills both frames of a temporal patch
+        picture = partial(_render, self.key.split, self.key.start + index)
+        return CachedScene(pixels, tuple(row["grid"]), labels, row["questions"], picture)
+
+    def _is_built(self) -> bool:
+        try:
+            return json.loads((self.folder / "cache.json").read_text())["key"] == asdict(self.key)
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def _build(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        pixels: list[np.ndarray] = []
+        labels: list[np.ndarray] = []
+        rows: list[dict[str, Any]] = []
+        spans = [0, 0]
+        chosen = range(self.key.start, self.key.start + self.key.count)
+        for index in track(chosen, description=f"rendering {self.key.split} scenes"):
+            one = scene(self.key.split, index)
+            pixel_rows, grid_hw = self._preprocess(one)
+            label_rows = self._label(one, grid_hw)
+            ends = [spans[0] + len(pixel_rows), spans[1] + len(label_rows)]
+            rows.append(
+                {
+                    "pixels": [spans[0], ends[0]],
+                    "labels": [spans[1], ends[1]],
+                    "grid": grid_hw,
+                    "questions": [question_row(one, q) for q in questions(one)],
+                }
+            )
+            spans = ends
+            pixels.append(pixel_rows)
+            labels.append(label_rows.astype(np.float16))
+        np.save(self.folder / "pixels.npy", np.concatenate(pixels))
+        np.save(self.folder / "labels.npy", np.concatenate(labels))
+        (self.folder / "cache.json").write_text(json.dumps({"key": asdict(self.key), "rows": rows}))
+
+    def _preprocess(self, one: Scene) -> tuple[np.ndarray, tuple[int, int]]:
+        """Resized pixels as uint8: (1, 3, H, W), or (P, 3 * p * p) patches with the second frame left out."""
+        raw = self.processor(images=[one.render()], do_rescale=False, do_normalize=False, return_tensors="np")
+        values = np.clip(np.rint(raw["pixel_values"]), 0, 255).astype(np.uint8)
+        if self.key.family == "llava":
+            return values, (values.shape[2] // self.patch, values.shape[3] // self.patch)
+        _, height, width = raw["image_grid_thw"][0]
+        frames = values.reshape(len(values), 3, 2, -1)
+        return frames[:, :, 0].reshape(len(values), -1), (int(height), int(width))
+
+    def _label(self, one: Scene, grid_hw: tuple[int, int]) -> np.ndarray:
+        rows, columns = grid_hw
+        if self.key.family == "llava":
+            return dense_labels(one, TokenGrid.padded_square(rows, one.width, one.height)).as_row()
+        table = dense_labels(one, TokenGrid.stretched(rows, columns, one.width, one.height)).as_row()
+        m = self.merge  # Qwen2-VL's patches come block by block of m x m
+        blocks = table.reshape(rows // m, m, columns // m, m, -1).transpose(0, 2, 1, 3, 4)
+        return blocks.reshape(len(table), -1)
+
+
+def _render(split: str, index: int) -> Image.Image:
+    return scene(split, index).render()
+
+
+def question_row(one: Scene, question: Any) -> dict[str, Any]:
+    """A question as plain JSON, with the grid region of its evidence."""
+    region = Region.from_boxes(list(question.boxes), one.width, one.height)
+    return {
+        "kind": question.kind,
+        "question": question.text,
+        "answer": question.answer,
+        "region": list(region.as_tuple()),
+    }

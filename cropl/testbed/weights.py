@@ -1,0 +1,35 @@
+"""Where the shipped checkpoints of the testbed lie. All were trained by the recipes in ``recipes/testbed``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+NAMES = {
+    "llava": "tiny LLaVA: answers the testbed's questions over 24 x 24 visual tokens",
+    "qwen2_vl": "tiny Qwen2-VL: answers them over about 64 merged tokens",
+    "localizer": "the localizer, fine-tuned from the tiny Qwen2-VL",
+}
+
+
+def path(name: str) -> Path:
+    """The folder of a shipped checkpoint (``llava``, ``qwen2_vl`` or ``localizer``), in ``transformers`` format."""
+    if name not in NAMES:
+        raise ValueError(f"the testbed ships no checkpoint {name!r}: choose one of {', '.join(NAMES)}")
+    return Path(__file__).parent / "checkpoints" / name
+
+
+def resolve(name_or_path: str) -> str:
+    """``testbed:NAME`` as the folder of that shipped checkpoint, ``untrained:NAME`` as that of a new, untrained one
+    (``llava`` or ``qwen2_vl``, made under ``runs/untrained`` with seed 0); anything else as it is."""
+    prefix, _, name = name_or_path.partition(":")
+    if prefix == "testbed" and name:
+        return str(path(name))
+    if prefix == "untrained" and name:
+        from cropl.testbed import build
+
+        make = {"llava": build.build_llava, "qwen2_vl": build.build_qwen2_vl}.get(name)
+        if make is None:
+            raise ValueError(f"no untrained model {name!r}: choose llava or qwen2_vl")
+        folder = Path("runs/untrained") / name
+        return str(folder if (folder / "config.json").exists() else make(folder))
+    return name_or_path
