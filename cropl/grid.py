@@ -28,7 +28,7 @@ class _Immutable:
     """
 
     def __setattr__(self, name: str, value: object) -> None:
-        if getattr(self, name, value) != value:
+        if name in self.__dict__ and self.__dict__[name] != value:
             raise FrozenInstanceError(f"{type(self).__name__}.{name} can not be changed")
         object.__setattr__(self, name, value)
 

@@ -37,21 +37,17 @@ def grids(draw: st.DrawFn) -> TokenGrid:
 
 def overlapped(grid: TokenGrid, region: Region, factor: Fraction) -> list[bool]:
     """Per token: does its cell share an area with the region, scaled about its centre and clamped to the image?"""
-    x0, y0, x1, y1 = (Fraction(edge, GRID) for edge in region.edges())
-    keep = []
-    for r in range(grid.rows):
-        for c in range(grid.cols):
-            inside = True
-            for lo, hi, image, start, size, count, i in (
-                (x0, x1, grid.image_width, grid.left, grid.width, grid.cols, c),
-                (y0, y1, grid.image_height, grid.top, grid.height, grid.rows, r),
-            ):
-                middle, half = (lo + hi) / 2 * image, (hi - lo) / 2 * image * factor
-                low, high = max(middle - half, Fraction(0)), min(middle + half, Fraction(image))
-                a, b = start + Fraction(i * size, count), start + Fraction((i + 1) * size, count)
-                inside = inside and min(b, high) > max(a, low)
-            keep.append(inside)
-    return keep
+    x0, y0, x1, y1 = region.edges()
+    cols = overlapped_axis(grid.cols, grid.left, grid.width, grid.image_width, x0, x1, factor)
+    rows = overlapped_axis(grid.rows, grid.top, grid.height, grid.image_height, y0, y1, factor)
+    return [row and col for row in rows for col in cols]
+
+
+def overlapped_axis(count: int, start: int, size: int, image: int, lo: int, hi: int, factor: Fraction) -> list[bool]:
+    middle, half = Fraction(lo + hi, 2 * GRID) * image, Fraction(hi - lo, 2 * GRID) * image * factor
+    low, high = max(middle - half, Fraction(0)), min(middle + half, Fraction(image))
+    cells = [(start + Fraction(i * size, count), start + Fraction((i + 1) * size, count)) for i in range(count)]
+    return [min(b, high) > max(a, low) for a, b in cells]
 
 
 @given(grids(), regions())

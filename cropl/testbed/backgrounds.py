@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from cropl.testbed.world import PHOTO_FOLDER
 
 
-@lru_cache(maxsize=None)
+@cache
 def _photos(split: str) -> tuple[Image.Image, ...]:
     rows = json.loads((PHOTO_FOLDER / "photos.json").read_text())
     return tuple(Image.open(PHOTO_FOLDER / row["file"]).convert("RGB") for row in rows if row["split"] == split)

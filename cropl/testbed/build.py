@@ -39,7 +39,7 @@ QWEN_CHAT = (
 
 
 def build_llava(folder: str | Path, layers: int = 6, width: int = 128, seed: int = 0) -> Path:
-    """Write an untrained tiny LLaVA: CLIP tower (192 px, patch 8), MLP projector, Llama decoder of ``layers`` layers."""
+    """Write an untrained tiny LLaVA: CLIP tower (192 px, patch 8), projector, Llama decoder of ``layers`` layers."""
     torch.manual_seed(seed)
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     tokenizer = build_tokenizer(special, ["<image>"])
@@ -52,7 +52,7 @@ def build_llava(folder: str | Path, layers: int = 6, width: int = 128, seed: int
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=576, vision_feature_layer=-1, vision_feature_select_strategy="default",
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
@@ -69,13 +69,13 @@ def build_llava(folder: str | Path, layers: int = 6, width: int = 128, seed: int
 
 
 def build_qwen2_vl(folder: str | Path, layers: int = 5, width: int = 128, seed: int = 0) -> Path:
-    """Write an untrained tiny Qwen2-VL: patch 12, 2 x 2 merge, pictures of 192 x 192 pixels in area (about 64 tokens)."""
+    """Write an untrained tiny Qwen2-VL: patch 12, 2 x 2 merge, at most 192 x 192 pixels in area (about 64 tokens)."""
     torch.manual_seed(seed)
     special = {"unk_token": "<unk>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = build_tokenizer(special, marks)
     tokenizer.chat_template = QWEN_CHAT
-    ids = dict(zip(marks, tokenizer.convert_tokens_to_ids(marks)))
+    ids = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in marks}
     half = width // 4 // 2  # of a head: time, rows and columns share its frequencies
     sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}

@@ -1,13 +1,13 @@
-"""Scenes rendered and preprocessed once, kept as memory-mapped arrays, so that training does not wait for the renderer.
+"""Scenes rendered and preprocessed once and kept as memory-mapped arrays: training does not wait for the renderer.
 
-A cache is a folder of ``.npy`` files and a ``cache.json`` written last; a folder without it, or with other contents than
-asked for, is built anew. It is derived data: delete it at will.
+A cache is a folder of ``.npy`` files and a ``cache.json`` written last; a folder without it, or with other contents
+than asked for, is built anew. It is derived data: delete it at will.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from cropl.grid import Region, TokenGrid
 from cropl.testbed.labels import dense_labels
 from cropl.testbed.questions import questions
-from cropl.testbed.scenes import VERSION, Scene, scene
+from cropl.testbed.scenes import VERSION, Box, Scene, scene
 
 # N pictures, P patches (of all pictures, in a row), E values of a patch
 
@@ -58,7 +58,9 @@ class SceneCache(Dataset[CachedScene]):
     :class:`~cropl.testbed.labels.DenseLabels`; V are the tower's patches, in its own order.
     """
 
-    def __init__(self, checkpoint: str | Path, split: str, count: int, folder: str | Path = "runs/cache", start: int = 0):
+    def __init__(
+        self, checkpoint: str | Path, split: str, count: int, folder: str | Path = "runs/cache", start: int = 0
+    ):
         config = AutoConfig.from_pretrained(checkpoint)
         self.processor = AutoImageProcessor.from_pretrained(checkpoint)
         self.key = SceneKey(config.model_type, split, count, start)
@@ -86,7 +88,27 @@ class SceneCache(Dataset[CachedScene]):
             pixels = (pixels.unflatten(1, (3, 1, -1)) - self.mean[:, None, None]) / self.std[:, None, None]
             pixels = pixels.expand(-1, 3, 2, -1).flatten(1)  # a still picture fills both frames of a temporal patch
         picture = partial(_render, self.key.split, self.key.start + index)
-        return CachedScene(pixels, tuple(row["grid"]), labels, row["questions"], picture)
+        return CachedScene(pixels, tuple(row["grid"]), labels, self._with_evidence(index, row), picture)
+
+    def _with_evidence(self, index: int, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of the questions, each with ``evidence``, bool (2, V): which visual tokens of the decoder lie on its boxes.
+
+        A relation has a row for each of its two things, other questions the same row twice. No token for an absence, whose
+        evidence is everything.
+        """
+        one = scene(self.key.split, self.key.start + index)
+        rows, columns = (side // self.merge for side in row["grid"])
+        if self.key.family == "llava":
+            grid = TokenGrid.padded_square(rows, one.width, one.height)
+        else:
+            grid = TokenGrid.stretched(rows, columns, one.width, one.height)
+        found = []
+        for question, known in zip(questions(one), row["questions"]):
+            absent = question.kind == "existence" and question.answer == "no"
+            boxes = () if absent else question.boxes
+            parts = (boxes[:1], boxes[1:]) if question.kind == "relation" else (boxes, boxes)
+            found.append({**known, "evidence": torch.stack([cells_in(part, grid) for part in parts])})
+        return found
 
     def _is_built(self) -> bool:
         try:
@@ -143,6 +165,15 @@ class SceneCache(Dataset[CachedScene]):
 
 def _render(split: str, index: int) -> Image.Image:
     return scene(split, index).render()
+
+
+def cells_in(boxes: Sequence[Box], grid: TokenGrid) -> Tensor:
+    """Bool (V,): the tokens of ``grid`` whose centre lies in one of the boxes."""
+    y_V, x_V = (axis.ravel() for axis in np.mgrid[: grid.rows, : grid.cols])
+    x_V = grid.left + (x_V + 0.5) * grid.width / grid.cols
+    y_V = grid.top + (y_V + 0.5) * grid.height / grid.rows
+    inside = [(x_V > x0) & (x_V < x1) & (y_V > y0) & (y_V < y1) for x0, y0, x1, y1 in boxes]
+    return torch.from_numpy(np.any(inside, axis=0)) if inside else torch.zeros(grid.num_tokens, dtype=torch.bool)
 
 
 def question_row(one: Scene, question: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Dense labels of a scene: for each cell of a token grid, what lies there. The vision towers are pre-trained on them."""
+"""Dense labels of a scene: what lies on each cell of a token grid. The vision towers are pre-trained on them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DenseLabels:
 
 
 def dense_labels(scene: Scene, grid: TokenGrid) -> DenseLabels:
-    """Label the cells of ``grid``, row-major, by what lies under their centres. Boxes are in fractions of its window."""
+    """Label the cells of ``grid``, row-major, by what is under their centres. Boxes are in fractions of its window."""
     cell_w, cell_h = grid.width / grid.cols, grid.height / grid.rows
     y_V, x_V = (axis.ravel() for axis in np.mgrid[: grid.rows, : grid.cols])
     x_V = grid.left + (x_V + 0.5) * cell_w

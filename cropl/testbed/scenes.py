@@ -1,7 +1,7 @@
 """Scenes: a few coloured shapes and word signs on a background, drawn at a seeded size, place and colour.
 
-``scene(split, index)`` is a pure function of its arguments, and the splits' seeds are disjoint. Sizes are relative to the
-long side of the picture, so that an object covers about as many visual tokens in every aspect ratio.
+``scene(split, index)`` is a pure function of its arguments, and the splits' seeds are disjoint. Sizes are relative to
+the long side of the picture, so that an object covers about as many visual tokens in every aspect ratio.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -119,7 +119,7 @@ class _Layout:
             y = near[1] - h / 2 + self.rng.uniform(-reach, reach)
         else:
             x, y = self.rng.uniform(0, self.width - w), self.rng.uniform(0, self.height - h)
-        inside = 0 <= x and 0 <= y and x + w <= self.width and y + h <= self.height
+        inside = x >= 0 and y >= 0 and x + w <= self.width and y + h <= self.height
         return (x, y, x + w, y + h) if inside else None
 
 
@@ -152,7 +152,7 @@ def _write(draw: ImageDraw.ImageDraw, thing: Thing, ink: tuple[int, int, int]) -
     draw.text(center, text, fill=ink, font=_font(size), anchor="mm", stroke_width=max(1, size // 24), stroke_fill=ink)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 

@@ -18,7 +18,7 @@ _PHRASES = (
 def vocabulary() -> list[str]:
     """All lower-case words and marks, in a fixed order."""
     words = f"{_PHRASES} {LOCALIZER_INSTRUCTION.lower()}"
-    marks = "? . , :".split()
+    marks = ["?", ".", ",", ":"]
     listed = [w.strip("?.,:") for w in words.split()] + marks
     listed += [*SHAPES, *COLORS, *WORDS, *SIDES, *COUNTS, "0", "5", "6", "7", *(letter.lower() for letter in LETTERS)]
     return sorted(set(listed) - {""})

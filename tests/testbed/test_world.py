@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cropl.grid import TokenGrid
-from cropl.testbed.samples import samples
 from cropl.testbed.labels import IGNORE, KIND_NAMES, dense_labels
 from cropl.testbed.questions import questions
+from cropl.testbed.samples import samples
 from cropl.testbed.scenes import scene
 from cropl.testbed.tokenizer import vocabulary
 from cropl.testbed.world import COLORS, KINDS, SHAPES

@@ -1,0 +1,45 @@
+# Everything runs in .venv, made from python3 with the exact versions of constraints.txt.
+# `make install PIP_TORCH="--index-url URL"` takes torch from another index, for example one with CUDA or CPU builds.
+
+PYTHON ?= python3
+PIP_TORCH ?=
+PYTEST_ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+CODE := cropl datamodules recipes tests setup.py
+# One thread per process: the tests run in parallel, and tiny models are slower on many threads.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
+.PHONY: install quickstart test test-all lint format clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	# torch first and on its own, so that no dependency pulls in another build of it
+	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_TORCH) torch
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	touch $(STAMP)
+
+quickstart: install
+	$(BIN)/cropl quickstart
+
+test: install
+	$(TEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: install
+	$(TEST) $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy cropl datamodules
+
+format: install
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,143 @@
+"""The command line: ``cropl VERB ...``.
+
+``fit``, ``validate``, ``test`` and ``predict`` are LightningCLI's, with recipes by name (``-c testbed/localizer``).
+Every other verb is a module of :mod:`cropl.commands` with ``run(args) -> int``, imported only when it is called, so
+that the light ones answer without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from cropl import __version__, recipe
+from cropl.errors import USAGE, UsageError, guarded, nearest
+
+if TYPE_CHECKING:
+    from lightning.pytorch.cli import LightningCLI
+
+TRAINING_VERBS = {
+    "fit": "train a module of a recipe",
+    "validate": "run a recipe's validation",
+    "test": "run a recipe's test",
+    "predict": "run a recipe's predictions",
+}
+_NOT_FOR_USERS = (
+    "LightningCLI's args parameter",  # we pass them on purpose
+    ".*skip_none parameter was deprecated",  # Lightning's own call
+    ".*isinstance\\(treespec, LeafSpec\\)",
+    ".*module\\(s\\) in eval mode at the start",  # frozen towers and loaded models are meant to be
+    ".*does not have many workers",  # cached scenes load faster than workers would pass them on
+    ".*exists and is not empty",  # runs are continued in place
+)
+COMMANDS = {
+    "evaluate": "answer a benchmark with several pruning methods and compare them",
+    "ask": "ask one question about one image",
+    "quickstart": "the whole path on the built-in testbed, in a few minutes",
+    "ls": "list the built-in recipes",
+    "show": "print a recipe",
+    "cp": "copy a recipe, to change it",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run ``cropl`` with ``args`` (default: the process's); returns the exit code (0 done, 1 failed run, 2 usage)."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if args else USAGE
+    if args[0] in ("-V", "--version"):
+        print(f"cropl {__version__}")
+        return 0
+    verb, rest = args[0], args[1:]
+    return guarded(lambda: _dispatch(verb, rest))
+
+
+def _dispatch(verb: str, rest: list[str]) -> int:
+    if verb in TRAINING_VERBS:
+        return _train([verb, *recipe.resolve_config_flags(rest)])
+    if verb in COMMANDS:
+        return int(importlib.import_module(f"cropl.commands.{verb}").run(rest) or 0)
+    raise UsageError(f"unknown command {verb!r}{nearest(verb, [*TRAINING_VERBS, *COMMANDS], 'commands')}")
+
+
+def _train(args: list[str]) -> int:
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        training_cli(args)
+    except OmegaConfBaseException as error:
+        raise UsageError(f"the recipe does not resolve: {error}") from None
+    except SystemExit as end:  # jsonargparse has already printed what is wrong
+        return int(end.code or 0)
+    return 0
+
+
+def training_cli(args: Sequence[str], run: bool = True) -> LightningCLI:
+    """LightningCLI over ``args`` (verb first, recipes as paths); with ``run=False`` it parses and instantiates only."""
+    import lightning.pytorch as pl
+    from jsonargparse import set_parsing_settings
+    from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    for message in _NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", message=message)
+
+    class Command(LightningCLI):
+        def _parse_ckpt_path(self) -> None:
+            """A checkpoint's hyperparameters must not overrule the recipe and the command line."""
+
+        def add_arguments_to_parser(self, parser: Any) -> None:
+            parser.set_defaults({"seed_everything": 0})
+
+    class SaveConfig(SaveConfigCallback):
+        def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+            """The resolved recipe goes beside the logs and checkpoints, never into the working directory."""
+            if trainer.logger is not None:
+                super().setup(trainer, pl_module, stage)
+
+    return Command(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"parser_mode": "omegaconf+", "error_handler": _one_line_error},
+        args=list(args),
+        run=run,
+    )
+
+
+def _one_line_error(parser: Any, message: str) -> None:
+    """jsonargparse prints its whole usage before an error; one line with the key is what helps."""
+    text = " ".join(str(message).split())
+    if "Union subtypes" in text:  # model and data may also be None: what the class itself said is in the middle
+        text = text.partition("Errors: - ")[2].partition(" - Expected a <class 'NoneType'>")[0] or text
+    print(f"cropl: error: {text}", file=sys.stderr)
+    raise SystemExit(USAGE)
+
+
+def _help() -> str:
+    verbs = {**TRAINING_VERBS, **COMMANDS}
+    width = max(map(len, verbs))
+    lines = [f"  {verb:<{width}}  {what}" for verb, what in verbs.items()]
+    return "\n".join(
+        [
+            "cropl: contextual-region visual token pruning for vision-language models",
+            "",
+            "usage: cropl VERB [-c RECIPE] [--key value ...]",
+            "",
+            *lines,
+            "",
+            "`cropl VERB --help` says more; `cropl ls` lists the recipes.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""Models as the command line names them: `testbed:NAME` for those that ship with cropl, a folder, or a hub name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cropl.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from cropl.models.localizer import Localizer
+    from cropl.models.vlm import VLM
+
+TESTBED = "testbed:"
+
+
+def checkpoint(name: str) -> str:
+    """The folder of a `testbed:NAME` model; any other name as it is."""
+    if not name:
+        raise UsageError("the name of the model is empty: give a folder, a hub name, or testbed:llava")
+    from cropl.testbed import weights
+
+    return weights.resolve(name)
+
+
+def _options(device: str | None, dtype: str | None, attention: str | None = None) -> dict[str, Any]:
+    import torch
+
+    options: dict[str, Any] = {}
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        options["device"] = device
+    if dtype is not None:
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+        if dtype not in known:
+            raise UsageError(f"dtype {dtype!r} must be one of {', '.join(known)}")
+        options["dtype"] = known[dtype]
+    if attention is not None:
+        options["attn_implementation"] = attention
+    return options
+
+
+def open_vlm(name: str, device: str | None = None, dtype: str | None = None, attention: str | None = None) -> VLM:
+    """Load the model that answers."""
+    from cropl.models.vlm import load_vlm
+
+    _quiet()
+    return load_vlm(checkpoint(name), **_options(device, dtype, attention))
+
+
+def open_localizer(name: str, device: str | None = None, dtype: str | None = None) -> Localizer:
+    """Load a trained localizer."""
+    from cropl.models.loading import load_config
+    from cropl.models.localizer import Localizer
+
+    _quiet()
+    folder, options = checkpoint(name), _options(device, dtype)
+    family = load_config(folder).model_type
+    if family != "qwen2_vl":
+        raise UsageError(f"localizer {name}: is a {family} checkpoint; localizers are fine-tuned Qwen2-VL models")
+    return Localizer.from_pretrained(folder, **options)
+
+
+def _quiet() -> None:
+    """No progress bars and no advice from transformers between our own lines; its errors still come as exceptions."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def need_prunable(vlm: VLM, name: str) -> None:
+    """RunError for a model family that the decoder surgery does not know."""
+    if not vlm.prunable:
+        raise RunError(f"{name}: pruning does not support {type(vlm.model).__name__}; use --method dense")

@@ -1,0 +1,1 @@
+"""Samples, images, shards and the stream: plain Python and torch, no Lightning."""

@@ -1,0 +1,1 @@
+"""Evaluation: methods at budgets on a benchmark, as rows, predictions and a report. No Lightning here."""

@@ -1,0 +1,125 @@
+"""What a run costs per question: prefill FLOPs by shapes, key-value bytes read off caches, with and without helpers.
+
+Three totals, because a saving in the language model can be spent elsewhere: the language model alone, with the vision
+tower and projector, and with the localizer (part of the price wherever predicted regions, or their size, are used).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from cropl.evaluation.answer import Answers
+from cropl.evaluation.plan import Run
+from cropl.metrics import cost
+from cropl.models.vlm import VLM
+from cropl.prompt import localizer_prompt
+
+if TYPE_CHECKING:
+    from cropl.data.sample import Sample
+    from cropl.models.localizer import Localizer
+
+
+@dataclass
+class Costs:
+    """Means over the questions of one run.
+
+    Attributes:
+        prefill_flops: of the language model.
+        with_vision: plus the vision tower and projector for the image of each question.
+        with_localizer: plus the localizer, for runs that use its regions; None where its cost is unknown.
+        kv_bytes: of the key-value cache after the prefill.
+        visual_tokens: visual tokens before pruning.
+    """
+
+    prefill_flops: float
+    with_vision: float
+    with_localizer: float | None
+    kv_bytes: float
+    visual_tokens: float
+
+
+@dataclass
+class StudyCosts:
+    """Costs by run key; `localizer_resolution` is the least and the largest area in pixels that the localizer sees."""
+
+    by_run: dict[str, Costs]
+    localizer_resolution: tuple[int, int] | None
+
+
+def measure_costs(
+    vlm: VLM, samples: Sequence[Sample], runs: Sequence[Run], answers: Answers, localizer: Localizer | None
+) -> StudyCosts:
+    """The costs of every run, from the tokens that its prefills really had in each layer."""
+    text_config, model_config = vlm.decoder.config, vlm.model.config
+    dense = [answers.visual["dense"][i][0] for i in range(len(samples))]
+    merged = getattr(model_config.vision_config, "spatial_merge_size", 1) ** 2
+    vision = _mean([cost.vision_flops(model_config, patches=tokens * merged) for tokens in dense])
+    localizing, resolution = (None, None) if localizer is None else _localizer_cost(localizer, samples)
+    by_run = {}
+    for run in runs:
+        lengths = [
+            [text + visual for visual in layers]
+            for text, layers in zip(answers.text_tokens, answers.visual[run.key], strict=True)
+        ]
+        flops = _mean([cost.decoder_flops(text_config, layers) for layers in lengths])
+        uses_localizer = run.arm.region_source in ("predicted", "center", "random")
+        helper = localizing if uses_localizer else 0.0
+        by_run[run.key] = Costs(
+            prefill_flops=flops,
+            with_vision=flops + vision,
+            with_localizer=None if helper is None else flops + vision + helper,
+            kv_bytes=_mean([sum(layers) for layers in lengths]) * _bytes_per_token(answers.probes[run.key], lengths),
+            visual_tokens=_mean(dense),
+        )
+    return StudyCosts(by_run, resolution)
+
+
+def _bytes_per_token(probes: Sequence[tuple[int, int]], lengths: Sequence[Sequence[int]]) -> float:
+    """Bytes that one token takes in one layer, from caches that were read; all of them must agree."""
+    ratios = {size / sum(lengths[question]) for question, size in probes}
+    assert len(ratios) == 1, f"caches disagree with the tokens recorded per layer: {sorted(ratios)} bytes per token"
+    return ratios.pop()
+
+
+def _localizer_cost(localizer: Localizer, samples: Sequence[Sample]) -> tuple[float | None, tuple[int, int]]:
+    """Mean FLOPs of locating one question (vision, prefill, decoding of the coordinates), and the pixels it looks at.
+
+    The region's four coordinates take a prefill and three decoding steps; a step attends to everything before it.
+    """
+    vlm = localizer.vlm
+    config, text_config = vlm.model.config, vlm.decoder.config
+    steps = 3 if localizer.codec.added_tokens else 8
+    tokenizer = vlm.processor.tokenizer
+
+    def words(sample: Sample) -> int:
+        return len(tokenizer(localizer_prompt(sample.question), add_special_tokens=False)["input_ids"])
+
+    grids: dict[tuple[int, int], int] = {}
+    template = 0
+    for sample in samples:
+        size = (sample.width, sample.height)
+        if size not in grids:  # shapes are all that counts: an empty picture of the same size stands for the image
+            inputs = vlm.inputs([Image.new("RGB", size)], [localizer_prompt(sample.question)])
+            grids[size] = inputs.grids[0].num_tokens
+            template = int(inputs.tensors["attention_mask"].sum()) - grids[size] - words(sample)
+    patches = config.vision_config.spatial_merge_size**2
+    flops, areas = [], []
+    for sample in samples:
+        visual = grids[sample.width, sample.height]
+        length = visual + template + words(sample)
+        prefill = cost.decoder_flops(text_config, [length] * vlm.num_layers)
+        decode = cost.linear_flops(text_config, [steps] * vlm.num_layers, logits=steps)
+        # One query against n keys costs twice its share of a causal triangle.
+        decode += sum(2 * cost.attention_flops(text_config, [1] * vlm.num_layers) * (length + i) for i in range(steps))
+        flops.append(cost.vision_flops(config, patches=visual * patches) + prefill + decode)
+        areas.append(visual * patches * config.vision_config.patch_size**2)
+    return _mean(flops), (min(areas), max(areas))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))

@@ -1,0 +1,105 @@
+"""Which questions the report shows as pictures, and what stands beside each: successes and failures in equal parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from PIL import Image
+
+from cropl.evaluation.overlay import svg_overlay
+from cropl.grid import Region, TokenGrid
+
+Prediction = Mapping[str, Any]
+
+GROUPS = (
+    ("agree", "Pruned and right, as with every token"),
+    ("rescued", "Right only after pruning"),
+    ("lost", "Right with every token, wrong after pruning"),
+    ("both wrong", "Wrong either way"),
+)
+
+
+def group_of(prediction: Prediction, arm: str, dense: str) -> str:
+    """Which of `GROUPS` a question falls into, for the pruned run `arm` against the dense run `dense`."""
+    pruned_right = bool(prediction["arms"][arm]["correct"])
+    dense_right = bool(prediction["arms"][dense]["correct"])
+    if pruned_right:
+        return "agree" if dense_right else "rescued"
+    return "lost" if dense_right else "both wrong"
+
+
+def choose(predictions: Sequence[Prediction], arm: str, dense: str, per_group: int = 6) -> dict[str, list[Prediction]]:
+    """Up to `per_group` questions of each group, different kinds first and each image at most once in a group.
+
+    The order of the file decides, nothing is picked by hand: a gallery must not flatter.
+    """
+    chosen: dict[str, list[Prediction]] = {}
+    for group, _ in GROUPS:
+        members = [p for p in predictions if arm in p["arms"] and group_of(p, arm, dense) == group]
+        taken: list[Prediction] = []
+        while members and len(taken) < per_group:
+            kinds = [p["kind"] for p in taken]
+            images = {p["image_key"] for p in taken}
+            fresh = [p for p in members if p["image_key"] not in images]
+            if not fresh:
+                break
+            best = min(fresh, key=lambda p: kinds.count(p["kind"]))
+            taken.append(best)
+            members.remove(best)
+        chosen[group] = taken
+    return chosen
+
+
+def cards(
+    predictions: Sequence[Prediction],
+    arm: str,
+    dense: str,
+    load: Callable[[Prediction], Image.Image],
+    per_group: int = 6,
+) -> list[dict[str, Any]]:
+    """For each group its title and its cards: picture (SVG text), question, answers, what the two runs said, tokens.
+
+    Args:
+        load: gives the displayed image of a prediction; only called for the chosen ones.
+    """
+    groups = []
+    for group, members in choose(predictions, arm, dense, per_group).items():
+        if members:
+            shown = [_card(prediction, arm, dense, load(prediction)) for prediction in members]
+            groups.append({"title": dict(GROUPS)[group], "cards": shown})
+    return groups
+
+
+def _card(prediction: Prediction, arm: str, dense: str, image: Image.Image) -> dict[str, Any]:
+    grid = TokenGrid(**prediction["grid"])
+    mine = prediction["arms"][arm]
+    keep = unpack(mine["kept"], grid.num_tokens) if mine.get("kept") else None
+    region = Region(*mine["region"]) if mine.get("region") else None
+    truth = Region(*prediction["region"]) if prediction.get("region") else None
+    return {
+        "picture": svg_overlay(image, grid, keep, region, truth),
+        "kind": prediction["kind"],
+        "question": prediction["question"],
+        "answers": ", ".join(prediction["answers"]),
+        "dense": prediction["arms"][dense]["prediction"],
+        "dense_right": bool(prediction["arms"][dense]["correct"]),
+        "pruned": mine["prediction"],
+        "pruned_right": bool(mine["correct"]),
+        "tokens": mine["tokens_kept"],
+        "total": grid.num_tokens,
+        "recall": region.recall_against(truth) if region and truth else None,
+    }
+
+
+def pack(keep: Sequence[bool]) -> str:
+    """Kept tokens as hexadecimal text, four tokens a digit, the first token in the highest bit."""
+    bits = "".join("1" if kept else "0" for kept in keep)
+    bits += "0" * (-len(bits) % 4)
+    return f"{int(bits, 2):0{len(bits) // 4}x}" if bits else ""
+
+
+def unpack(text: str, count: int) -> list[bool]:
+    """The `count` tokens that `pack` wrote."""
+    bits = "".join(f"{int(digit, 16):04b}" for digit in text)
+    return [bit == "1" for bit in bits[:count]]

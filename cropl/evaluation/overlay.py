@@ -1,0 +1,132 @@
+"""Pictures of what a method kept: the 8x8 grid, regions and kept tokens over the image, as PNG or as inline SVG."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+from cropl.grid import GRID, Region, TokenGrid
+
+PREDICTED, TRUTH, KEPT = "#e4572e", "#1b998b", "#2f6fed"
+
+
+def kept_runs(keep: Sequence[bool], grid: TokenGrid) -> list[tuple[int, int, int, int]]:
+    """Kept tokens as rectangles `(row, first column, rows, columns)`; equal runs of following rows are joined."""
+    runs: list[tuple[int, int, int, int]] = []
+    for row in range(grid.rows):
+        col = 0
+        while col < grid.cols:
+            if not keep[row * grid.cols + col]:
+                col += 1
+                continue
+            first = col
+            while col < grid.cols and keep[row * grid.cols + col]:
+                col += 1
+            above = next((i for i, run in enumerate(runs) if run[1] == first and run[3] == col - first), None)
+            if above is not None and runs[above][0] + runs[above][2] == row:
+                runs[above] = (runs[above][0], first, runs[above][2] + 1, col - first)
+            else:
+                runs.append((row, first, 1, col - first))
+    return runs
+
+
+def draw_overlay(
+    image: Image.Image, grid: TokenGrid, keep: Sequence[bool], region: Region | None, truth: Region | None = None
+) -> Image.Image:
+    """A copy of `image` with kept tokens tinted, the rest faded, the 8x8 grid, the region and (dashed) the true one.
+
+    Small images are enlarged to 640 pixels on the long side, so that the lines stay readable.
+    """
+    scale = max(1.0, 640 / max(image.size))
+    width, height = round(image.width * scale), round(image.height * scale)
+    base = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    faded = Image.blend(base, Image.new("RGB", base.size, "white"), 0.55)
+    mask = Image.new("L", base.size, 0)
+    pen = ImageDraw.Draw(mask)
+    cell_w, cell_h = grid.width * scale / grid.cols, grid.height * scale / grid.rows
+    boxes = [
+        (
+            grid.left * scale + col * cell_w,
+            grid.top * scale + row * cell_h,
+            grid.left * scale + (col + cols) * cell_w - 1,
+            grid.top * scale + (row + rows) * cell_h - 1,
+        )
+        for row, col, rows, cols in kept_runs(keep, grid)
+    ]
+    for box in boxes:
+        pen.rectangle(box, fill=255)
+    picture = Image.composite(Image.blend(base, Image.new("RGB", base.size, KEPT), 0.14), faded, mask)
+    draw = ImageDraw.Draw(picture)
+    for i in range(1, GRID):
+        draw.line([(width * i / GRID, 0), (width * i / GRID, height)], fill="#b9bfcc", width=1)
+        draw.line([(0, height * i / GRID), (width, height * i / GRID)], fill="#b9bfcc", width=1)
+    for box in boxes:
+        draw.rectangle(box, outline=KEPT, width=2)
+    if region is not None:
+        draw.rectangle(_pixels(region, width, height), outline=PREDICTED, width=4)
+    if truth is not None:
+        _dashed(draw, _pixels(truth, width, height), TRUTH)
+    return picture
+
+
+def svg_overlay(
+    image: Image.Image,
+    grid: TokenGrid,
+    keep: Sequence[bool] | None,
+    region: Region | None,
+    truth: Region | None,
+    max_side: int = 300,
+) -> str:
+    """The same as an inline SVG: a small JPEG as data URI under vector lines."""
+    width, height = image.size
+    shrink = min(1.0, max_side / max(width, height))
+    small = image.convert("RGB").resize((max(1, round(width * shrink)), max(1, round(height * shrink))))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    unit = max(width, height) / 300  # line widths are given for a 300 pixel picture
+    parts = [
+        f'<svg viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">'
+        f'<image href="data:image/jpeg;base64,{data}" width="{width}" height="{height}"/>'
+    ]
+    if keep is not None:
+        cell_w, cell_h = grid.width / grid.cols, grid.height / grid.rows
+        holes = "".join(
+            f"M{grid.left + col * cell_w:.1f} {grid.top + row * cell_h:.1f}h{cols * cell_w:.1f}v{rows * cell_h:.1f}"
+            f"h{-cols * cell_w:.1f}z"
+            for row, col, rows, cols in kept_runs(keep, grid)
+        )
+        # Everything that was dropped is faded: an outer rectangle with the kept runs as holes.
+        parts.append(
+            f'<path d="M0 0h{width}v{height}h{-width}z{holes}" fill="#fff" fill-opacity="0.66" fill-rule="evenodd"/>'
+            f'<path d="{holes}" fill="{KEPT}" fill-opacity="0.12" stroke="{KEPT}" stroke-width="{1.2 * unit:.2f}"/>'
+        )
+    lines = "".join(f"M{width * i / GRID:.1f} 0v{height}M0 {height * i / GRID:.1f}h{width}" for i in range(1, GRID))
+    parts.append(f'<path d="{lines}" stroke="#7d8597" stroke-opacity="0.45" stroke-width="{0.6 * unit:.2f}"/>')
+    dashes = f'stroke-dasharray="{6 * unit:.1f} {4 * unit:.1f}"'
+    for box, color, dash in ((region, PREDICTED, ""), (truth, TRUTH, dashes)):
+        if box is not None:
+            x0, y0, x1, y1 = box.edges()
+            place = f'x="{width * x0 / GRID:.1f}" y="{height * y0 / GRID:.1f}"'
+            size = f'width="{width * (x1 - x0) / GRID:.1f}" height="{height * (y1 - y0) / GRID:.1f}"'
+            style = f'fill="none" stroke="{color}" stroke-width="{2.4 * unit:.2f}" {dash}'
+            parts.append(f"<rect {place} {size} {style}/>")
+    return "".join([*parts, "</svg>"])
+
+
+def _pixels(region: Region, width: int, height: int) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = region.edges()
+    return width * x0 / GRID, height * y0 / GRID, width * x1 / GRID - 1, height * y1 / GRID - 1
+
+
+def _dashed(draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], color: str, dash: int = 10) -> None:
+    x0, y0, x1, y1 = box
+    for start in range(int(x0), int(x1), 2 * dash):
+        for y in (y0, y1):
+            draw.line([(start, y), (min(start + dash, x1), y)], fill=color, width=4)
+    for start in range(int(y0), int(y1), 2 * dash):
+        for x in (x0, x1):
+            draw.line([(x, start), (x, min(start + dash, y1))], fill=color, width=4)

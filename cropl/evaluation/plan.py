@@ -1,0 +1,203 @@
+"""Decides, before anything is answered, which tokens every run keeps for every question.
+
+A budget is a promise about the mean over the whole set, so it needs all the regions at once. Answering can then go
+through the images in any order and in any batches, in one process or in many, with the same result.
+
+Shapes: V visual tokens of one image.
+"""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cropl.budget import InfeasibleBudget, apply_factor, calibrate, kept_for_layer_average, layer_average
+from cropl.errors import UsageError
+from cropl.evaluation.study import ALL, Arm
+from cropl.grid import Region, TokenGrid
+from cropl.models.region_sources import RegionSource
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from cropl.data.sample import Sample
+
+
+@dataclass
+class Run:
+    """One pass over the questions: an arm, with one seed where it is a random control.
+
+    Attributes:
+        arm, seed: what is run.
+        layer: K as a number, None for methods without.
+        regions: one region per question, None for methods without.
+        keep: one bool mask (V_i,) per question, None where the method draws or computes its own.
+        kept: visual tokens after the pruning layer, per question.
+        factor, residual: of the set's budget; None where there is none.
+        infeasible: why the budget cannot be met; the run is then left out and its row says so.
+    """
+
+    arm: Arm
+    seed: int | None
+    layer: int | None
+    regions: list[Region] | None = None
+    keep: list[torch.Tensor] | None = None
+    kept: list[int] = field(default_factory=list)
+    factor: float | None = None
+    residual: float | None = None
+    infeasible: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The arm's key, with the seed where there is one."""
+        return self.arm.key if self.seed is None else f"{self.arm.key}#{self.seed}"
+
+    def method(self, keys: Sequence[str]) -> Any:
+        """The pruning method for a batch of questions with these keys; None for dense."""
+        if self.arm.method == "dense":
+            return None
+        options = dict(self.arm.options)
+        if self.layer is not None:
+            options["layer"] = self.layer
+        if self.arm.positions is not None:
+            options["positions"] = self.arm.positions
+        cls = load_class(self.arm.class_path)
+        accepted = inspect.signature(cls).parameters
+        if self.keep is None and self.arm.budget is not None and "tokens" in accepted:
+            options["tokens"] = self._tokens()
+        if self.seed is not None and "seed" in accepted:
+            # One draw per question, from its key: neither order nor batch size plays a part.
+            options["seed"] = [zlib.crc32(f"{self.seed}-{key}".encode()) for key in keys]
+        try:
+            return cls(**options)
+        except TypeError as error:
+            raise UsageError(f"study arm {self.arm.key!r}: {error}") from None
+
+    def _tokens(self) -> int | float:
+        assert self.arm.budget is not None
+        one_size = len(set(self.kept)) == 1 and self.arm.budget_meaning == "layer_average"
+        return self.kept[0] if one_size else self.arm.budget
+
+
+def load_class(path: str) -> Any:
+    """The object with a dotted path; UsageError says what is missing."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"class_path {path!r} cannot be imported: {error}") from None
+
+
+def make_plan(
+    arms: Sequence[Arm],
+    num_layers: int,
+    keys: Sequence[str],
+    grids: Sequence[TokenGrid],
+    regions: Mapping[tuple[str, int | None], Sequence[Region]],
+) -> list[Run]:
+    """One `Run` per arm and seed.
+
+    Args:
+        num_layers: L of the model.
+        keys: one unique key per question; ties of a budget are broken in their order, not in that of the data.
+        grids: one token grid per question.
+        regions: the regions of every (source name, seed) that an arm uses.
+
+    Raises:
+        UsageError: an arm's K is above L, or its budget above the tokens of an image.
+    """
+    runs = []
+    for arm in arms:
+        layer = num_layers if arm.layer == ALL else _layer(arm)
+        if layer is not None and layer > num_layers:
+            raise UsageError(f"study arm {arm.key!r}: layer {layer} is above {num_layers}, the model's decoder layers")
+        for seed in arm.runs():
+            run = Run(arm, seed, layer)
+            try:
+                _fill(run, num_layers, keys, grids, regions)
+            except InfeasibleBudget as error:
+                run.infeasible = str(error)
+            except ValueError as error:
+                raise UsageError(f"study arm {arm.key!r}: {error}") from None
+            runs.append(run)
+    return runs
+
+
+def _layer(arm: Arm) -> int | None:
+    """K of the arm: as given, or the default of its class; None for methods that have no such knob."""
+    if arm.layer is not None:
+        assert isinstance(arm.layer, int)
+        return arm.layer
+    knob = inspect.signature(load_class(arm.class_path)).parameters.get("layer")
+    return None if knob is None or knob.default is inspect.Parameter.empty else knob.default
+
+
+def _fill(
+    run: Run,
+    num_layers: int,
+    keys: Sequence[str],
+    grids: Sequence[TokenGrid],
+    regions: Mapping[tuple[str, int | None], Sequence[Region]],
+) -> None:
+    arm, totals = run.arm, [grid.num_tokens for grid in grids]
+    if arm.region_source == "none":
+        run.kept = totals if arm.budget is None else _own_budget(arm, run.layer, num_layers, totals)
+        return
+    run.regions = list(regions[arm.region_source, run.seed if arm.region_source == "random" else None])
+    if arm.budget is None:
+        run.keep = [apply_factor(region, grid, 1.0) for region, grid in zip(run.regions, grids, strict=True)]
+    else:
+        # At K = L no layer prunes, and a layer average says nothing about the mask.
+        meaning = "post_prune" if run.layer == num_layers else arm.budget_meaning
+        order = sorted(range(len(keys)), key=lambda index: keys[index])
+        set_regions, set_grids = [run.regions[i] for i in order], [grids[i] for i in order]
+        met = calibrate(set_regions, set_grids, arm.budget, meaning, run.layer, num_layers)  # type: ignore[arg-type]
+        keep = dict(zip(order, met.keep, strict=True))
+        run.keep, run.factor, run.residual = [keep[i] for i in range(len(keys))], met.factor, met.residual
+    run.kept = [int(mask.sum()) for mask in run.keep]
+
+
+def _own_budget(arm: Arm, layer: int | None, num_layers: int, totals: Sequence[int]) -> list[int]:
+    """Tokens that a method without regions keeps of each image."""
+    assert arm.budget is not None
+    kept = []
+    for total in totals:
+        tokens = arm.budget * total if isinstance(arm.budget, float) else float(arm.budget)
+        if tokens > total:
+            raise ValueError(f"budget {arm.budget} is above {total}, the visual tokens of an image")
+        if arm.budget_meaning == "layer_average" and layer is not None and layer < num_layers:
+            tokens = kept_for_layer_average(tokens, total, layer, num_layers)
+        kept.append(max(1, round(tokens)))
+    return kept
+
+
+def average_over_layers(run: Run, grids: Sequence[TokenGrid], num_layers: int) -> float:
+    """Visual tokens per decoder layer, averaged over layers and questions."""
+    layer = num_layers if run.layer is None else run.layer
+    values = [layer_average(kept, grid.num_tokens, layer, num_layers) for kept, grid in zip(run.kept, grids)]
+    return sum(values) / len(values)
+
+
+def needed_sources(arms: Sequence[Arm]) -> list[tuple[str, int | None]]:
+    """Every (source, seed) that the arms use, each once."""
+    pairs: list[tuple[str, int | None]] = []
+    for arm in arms:
+        if arm.region_source != "none":
+            pairs += [(arm.region_source, seed if arm.region_source == "random" else None) for seed in arm.runs()]
+    return list(dict.fromkeys(pairs))
+
+
+def collect_regions(
+    sources: Mapping[tuple[str, int | None], RegionSource],
+    samples: Sequence[Sample],
+    images: Sequence[Image.Image],
+) -> dict[tuple[str, int | None], list[Region]]:
+    """The regions of `samples` (whose displayed images are given) from every source."""
+    questions = [sample.question for sample in samples]
+    return {pair: source(images, questions, samples) for pair, source in sources.items()}

@@ -1,0 +1,71 @@
+"""Progress of a long run: a rich bar with the time left on a terminal, a plain line now and then when piped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+class Stages:
+    """A context in which stages are shown one after the other.
+
+    Args:
+        console: where to; standard error by default, so that results can be piped.
+        every: seconds between plain lines when the console is no terminal.
+    """
+
+    def __init__(self, console: Console | None = None, every: float = 15.0) -> None:
+        self.console = console or Console(file=sys.stderr)
+        self.every = every
+        self._bar: Progress | None = None
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description:<34}"), BarColumn(bar_width=None), MofNCompleteColumn(),
+                TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console,
+            )  # fmt: skip
+        self._task: TaskID | None = None
+        self._name, self._total, self._done, self._began, self._said = "", 0, 0, 0.0, 0.0
+
+    def __enter__(self) -> Stages:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def stage(self, name: str, total: int) -> None:
+        """Begin a stage of `total` questions."""
+        self._name, self._total, self._done = name, total, 0
+        self._began = self._said = time.perf_counter()
+        if self._bar is not None:
+            self._task = self._bar.add_task(name, total=total)
+
+    def advance(self, detail: str, count: int = 1) -> None:
+        """`count` more are done; `detail` says what is being worked on."""
+        self._done += count
+        if self._bar is not None and self._task is not None:
+            text = f"{self._name} [dim]{detail[:24]}[/]" if detail and self._done < self._total else self._name
+            self._bar.update(self._task, advance=count, description=text)
+            return
+        now = time.perf_counter()
+        if now - self._said >= self.every or self._done == self._total:
+            left = (now - self._began) * (self._total - self._done) / max(self._done, 1)
+            note = f", about {left:.0f} s left" if self._done < self._total else f" in {now - self._began:.0f} s"
+            self.console.print(f"{self._name}: {self._done} of {self._total}{note}", soft_wrap=True, highlight=False)
+            self._said = now

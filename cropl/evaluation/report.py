@@ -1,0 +1,138 @@
+"""report.html: one self-contained file with the table, the plot, the kinds and a gallery.
+
+Everything is inline (styles, plot, pictures as data URIs), so the file can be mailed, archived and opened offline. All
+text that comes from data or from a model is escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from PIL import Image
+
+from cropl.evaluation import gallery, tables
+from cropl.evaluation.files import write_atomically
+from cropl.evaluation.plot import Series, accuracy_plot
+
+Row = Mapping[str, Any]
+
+
+def write(
+    results: Mapping[str, Any],
+    predictions: Sequence[gallery.Prediction],
+    load_image: Callable[[gallery.Prediction], Image.Image] | None,
+    path: str | Path,
+    per_group: int = 6,
+) -> Path:
+    """Write the report of one evaluation.
+
+    Args:
+        results: what `results.json` holds (`rows`, `localizer`, `comparisons`).
+        predictions: the lines of `predictions.jsonl`.
+        load_image: the displayed image of a prediction, for the gallery; None leaves the gallery out.
+        path: where the file goes; written beside it first and renamed.
+        per_group: pictures per group of the gallery.
+    """
+    path = Path(path)
+    write_atomically(path, render(results, predictions, load_image, per_group))
+    return path
+
+
+def render(
+    results: Mapping[str, Any],
+    predictions: Sequence[gallery.Prediction],
+    load_image: Callable[[gallery.Prediction], Image.Image] | None,
+    per_group: int = 6,
+) -> str:
+    """The report as HTML text."""
+    rows: list[Row] = results["rows"]
+    dense = next((row for row in rows if row["method"] == "dense" and not row.get("control")), None)
+    shown = gallery_row(rows)
+    groups = []
+    if load_image is not None and dense is not None and shown is not None:
+        groups = gallery.cards(predictions, shown["arm"], dense["arm"], load_image, per_group)
+    template = Environment(autoescape=True).from_string(
+        files("cropl.evaluation").joinpath("templates/report.html").read_text(encoding="utf-8")
+    )
+    first = rows[0]
+    return template.render(
+        title=f"{short_name(first['model'])} on {first['benchmark']}",
+        subtitle=f"{first['n']} questions, recipe {first['recipe']}, seed {first['seed']}, {first['hardware']}, "
+        f"{first['dtype']}, {first['attention']} attention",
+        n=first["n"],
+        figures=_figures(results, dense, shown),
+        plot=plot(rows),
+        controls_note=_controls_note(rows),
+        results=tables.results_html(rows),
+        comparisons=tables.comparisons_html(results.get("comparisons", [])),
+        kinds=tables.kinds_html(rows),
+        groups=groups,
+        gallery_note=f"{tables.name(shown)} at {shown['budget']} tokens on average, in the order of the data; nothing "
+        "is picked by hand. Faded parts of an image are tokens that the later decoder layers never see."
+        if shown
+        else "",
+        provenance=tables.provenance_html(first, results),
+    )
+
+
+def gallery_row(rows: Sequence[Row]) -> Row | None:
+    """The row whose pictures are shown: ILP with predicted (else with any) regions, at its smallest budget."""
+
+    def is_ilp(row: Row) -> bool:
+        prunes = row["layer"] is not None and row["layer"] < row["num_layers"]
+        return bool(row["method"] == "ilp" and prunes and isinstance(row["budget"], int) and not row.get("infeasible"))
+
+    candidates = [row for row in rows if is_ilp(row)]
+    predicted = [row for row in candidates if row["region_source"] == "predicted"]
+    return min(predicted or candidates, key=lambda row: row["budget"], default=None)
+
+
+def plot(rows: Sequence[Row]) -> str:
+    """The accuracy-against-tokens plot of the rows that prune; SVG text, empty where none does."""
+    dense = None
+    series: dict[str, Series] = {}
+    for row in rows:
+        if row.get("control") or row.get("infeasible") or (row["budget"] is None and row["method"] != "dense"):
+            continue  # regions as they are have no budget, and so no line to lie on
+        point = (row["tokens_kept_mean"], row["accuracy"], *row["accuracy_ci95"])
+        if row["method"] == "dense":
+            dense = point
+        elif row["layer"] is None or row["layer"] < row["num_layers"]:  # at K = L nothing is pruned
+            series.setdefault(tables.name(row), Series(tables.name(row))).points.append(point)
+    return accuracy_plot(list(series.values()), dense) if series else ""
+
+
+def short_name(model: str) -> str:
+    """A model's name for a heading: a folder by its last part, a hub name as it is."""
+    return Path(model).name if model.startswith((".", "/", "~")) else model
+
+
+def _figures(results: Mapping[str, Any], dense: Row | None, shown: Row | None) -> list[dict[str, str]]:
+    figures = []
+    if dense is not None:
+        label = f"dense accuracy, {dense['tokens_kept_mean']:.0f} tokens"
+        figures.append({"value": f"{100 * dense['accuracy']:.1f} %", "label": label})
+    if shown is not None:
+        label = f"{tables.name(shown)}, {shown['tokens_kept_mean']:.0f} tokens"
+        figures.append({"value": f"{100 * shown['accuracy']:.1f} %", "label": label})
+        if shown["rel_acc"] is not None:
+            figures.append({"value": f"{shown['rel_acc']:.1f} %", "label": "RelAcc of that, against dense"})
+    if dense is not None and shown is not None:
+        saved = 1 - shown["prefill_flops"] / dense["prefill_flops"]
+        figures.append({"value": f"{100 * saved:.0f} %", "label": "fewer prefill FLOPs in the language model"})
+        saved = 1 - shown["kv_bytes"] / dense["kv_bytes"]
+        figures.append({"value": f"{100 * saved:.0f} %", "label": "smaller KV cache"})
+    localizer = results.get("localizer")
+    if localizer:
+        label = f"mean area recall of the localizer, {localizer['n']} questions"
+        figures.append({"value": f"{localizer['mean_recall']:.3f}", "label": label})
+    return figures
+
+
+def _controls_note(rows: Sequence[Row]) -> str:
+    averaged = max((len(row.get("seeds") or []) for row in rows), default=0)
+    return f"Random controls are means over {averaged} seeds." if averaged > 1 else ""

@@ -1,0 +1,172 @@
+"""From answers to result rows: accuracy with its uncertainty, tokens, cost and circumstances.
+
+A row holds everything that is needed to judge its number and to repeat it. Every accuracy is the mean over questions of
+a score in 0..1. A random control is run with several seeds and a question's score is its mean over them, so that
+intervals resample questions, never seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cropl.evaluation.answer import Answers
+from cropl.evaluation.costs import Costs
+from cropl.evaluation.plan import Run
+from cropl.evaluation.study import Arm, Study
+from cropl.evaluation.tables import name
+from cropl.metrics.answer import exact_match
+from cropl.metrics.bootstrap import bootstrap_ci, paired_bootstrap_ci
+from cropl.metrics.relative import relative_accuracy
+
+if TYPE_CHECKING:
+    from cropl.data.sample import Sample
+
+Scores = dict[str, np.ndarray]
+"""For every arm key, one score per question (float, N)."""
+
+RIVALS = (("ilp", "gt"), ("ilp", "center"), ("ilp", "random"), ("random", "none"), ("prune", "predicted"))
+"""What ILP with predicted regions is compared with at each budget: (method, region source)."""
+
+
+def score_arms(samples: Sequence[Sample], runs: Sequence[Run], answers: Answers) -> Scores:
+    """Scores per arm; infeasible arms have none."""
+    collected: dict[str, list[np.ndarray]] = {}
+    for run in runs:
+        if run.infeasible is None:
+            texts = answers.texts[run.key]
+            correct = [float(exact_match(text, s.answers)) for text, s in zip(texts, samples, strict=True)]
+            collected.setdefault(run.arm.key, []).append(np.asarray(correct))
+    return {key: np.mean(parts, axis=0) for key, parts in collected.items()}
+
+
+def build_rows(
+    study: Study,
+    samples: Sequence[Sample],
+    runs: Sequence[Run],
+    answers: Answers,
+    scores: Scores,
+    costs: Mapping[str, Costs],
+    shared: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """One row per arm, in the order of the study.
+
+    Args:
+        scores: of `score_arms`.
+        costs: for every run key.
+        shared: circumstances, recipe, and what else all rows carry.
+    """
+    kinds = [sample.kind for sample in samples]
+    rows = []
+    for arm in study.arms:
+        mine = [run for run in runs if run.arm == arm]
+        row: dict[str, Any] = _identity(study, arm, mine[0], len(samples))
+        if mine[0].infeasible is not None:
+            row |= dict.fromkeys(_MEASURED) | {"infeasible": mine[0].infeasible}
+        else:
+            row |= _accuracy(scores[arm.key], scores["dense"], kinds, study)
+            row |= _measured(mine, answers, costs)
+        rows.append(row | dict(shared))
+    return rows
+
+
+_MEASURED = (
+    "accuracy", "accuracy_ci95", "accuracy_by_kind", "rel_acc", "vs_dense", "tokens_kept_mean", "tokens_kept_min",
+    "tokens_kept_max", "visual_tokens_mean", "layer_average_tokens", "budget_factor", "budget_residual",
+    "prefill_flops", "prefill_flops_with_vision", "prefill_flops_with_localizer", "kv_bytes", "seconds",
+)  # fmt: skip
+
+
+def _identity(study: Study, arm: Arm, run: Run, n: int) -> dict[str, Any]:
+    row = {
+        "arm": arm.key,
+        "method": arm.method,
+        "region_source": arm.region_source,
+        "control": arm.control,
+        "layer": run.layer,
+        "budget": arm.budget,
+        "budget_meaning": arm.budget_meaning,
+        "positions": arm.positions or ("original" if arm.method != "dense" else None),
+        "options": dict(arm.options),
+        "model": study.model,
+        "benchmark": study.benchmark,
+        "n": n,
+        "seed": study.seed,
+        "seeds": list(arm.seeds) or None,
+        "infeasible": None,
+    }
+    if arm.budget is not None and arm.region_source != "none":
+        row["budget_scope"] = "set-calibrated"
+    return row
+
+
+def _accuracy(score: np.ndarray, dense: np.ndarray, kinds: Sequence[str], study: Study) -> dict[str, Any]:
+    n, seed = study.bootstrap, study.seed
+    by_kind = {}
+    for kind in sorted(set(kinds)):
+        part = score[[i for i, other in enumerate(kinds) if other == kind]]
+        by_kind[kind] = {"accuracy": float(part.mean()), "ci95": list(bootstrap_ci(part, n, seed)), "n": len(part)}
+    accuracy, reference = float(score.mean()), float(dense.mean())
+    relative = relative_accuracy({study.benchmark: accuracy}, {study.benchmark: reference}) if reference else None
+    return {
+        "accuracy": accuracy,
+        "accuracy_ci95": list(bootstrap_ci(score, n, seed)),
+        "accuracy_by_kind": by_kind,
+        "rel_acc": relative,
+        "vs_dense": {
+            "difference": float((score - dense).mean()),
+            "ci95": list(paired_bootstrap_ci(score, dense, n, seed)),
+        },
+    }
+
+
+def _measured(runs: Sequence[Run], answers: Answers, costs: Mapping[str, Costs]) -> dict[str, Any]:
+    visual = np.asarray([layers for run in runs for layers in answers.visual[run.key]], dtype=float)
+    # At K = L nothing is dropped in any layer; the mask that would have been applied is what the budget speaks of.
+    kept = np.asarray([count for run in runs for count in run.kept])
+    mine = [costs[run.key] for run in runs]
+    return {
+        "tokens_kept_mean": float(kept.mean()),
+        "tokens_kept_min": int(kept.min()),
+        "tokens_kept_max": int(kept.max()),
+        "visual_tokens_mean": mine[0].visual_tokens,
+        "layer_average_tokens": float(visual.mean()),
+        "budget_factor": _mean([run.factor for run in runs]),
+        "budget_residual": _mean([run.residual for run in runs]),
+        "prefill_flops": float(np.mean([cost.prefill_flops for cost in mine])),
+        "prefill_flops_with_vision": float(np.mean([cost.with_vision for cost in mine])),
+        "prefill_flops_with_localizer": _mean([cost.with_localizer for cost in mine]),
+        "kv_bytes": float(np.mean([cost.kv_bytes for cost in mine])),
+        "seconds": float(np.mean([answers.seconds[run.key] for run in runs])),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def compare(study: Study, rows: Sequence[Mapping[str, Any]], scores: Scores) -> list[dict[str, Any]]:
+    """ILP with predicted regions against its `RIVALS`, at every budget, on the same questions."""
+    comparisons = []
+    by_key = {row["arm"]: row for row in rows}
+    prunes = [row for row in rows if row["layer"] is not None and row["layer"] < row["num_layers"]]
+    for a in prunes:
+        if (a["method"], a["region_source"]) != ("ilp", "predicted") or a["arm"] not in scores:
+            continue
+        for rival in RIVALS:
+            for b in prunes:
+                same = all(a[knob] == b[knob] for knob in ("budget", "budget_meaning"))
+                same = same and (b["method"] == "prune" or a["layer"] == b["layer"])
+                if (b["method"], b["region_source"]) != rival or not same or b["arm"] not in scores:
+                    continue
+                difference = scores[a["arm"]] - scores[b["arm"]]
+                interval = paired_bootstrap_ci(scores[a["arm"]], scores[b["arm"]], study.bootstrap, study.seed)
+                comparisons.append({
+                    "a": name(by_key[a["arm"]]), "b": name(by_key[b["arm"]]), "arm_a": a["arm"], "arm_b": b["arm"],
+                    "budget": a["budget"], "difference": float(difference.mean()), "ci95": list(interval),
+                    "n": len(difference),
+                })  # fmt: skip
+    return comparisons

@@ -1,0 +1,159 @@
+"""Runs a study: localize, plan, answer, count, score. No Lightning, and nothing global.
+
+Each step is a function over plain data, so that one day N processes can answer question i mod N each and merge by key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from cropl.errors import UsageError
+from cropl.evaluation import gallery, report, rows
+from cropl.evaluation.answer import answer_all
+from cropl.evaluation.costs import measure_costs
+from cropl.evaluation.facts import circumstances, peak_memory
+from cropl.evaluation.files import write_json, write_jsonl
+from cropl.evaluation.localize import Localized, localize
+from cropl.evaluation.pictures import by_image, displayed
+from cropl.evaluation.plan import Run, make_plan
+from cropl.evaluation.progress import Stages
+from cropl.evaluation.study import Study
+from cropl.grid import TokenGrid
+from cropl.metrics.answer import exact_match
+from cropl.models.vlm import VLM
+
+if TYPE_CHECKING:
+    from cropl.data.sample import Sample
+    from cropl.models.localizer import Localizer
+
+
+@dataclass
+class Outcome:
+    """`results` is what `results.json` holds; `predictions` the lines of `predictions.jsonl`."""
+
+    results: dict[str, Any]
+    predictions: list[dict[str, Any]]
+
+
+def run_study(
+    study: Study,
+    samples: Sequence[Sample],
+    vlm: VLM,
+    localizer: Localizer | None = None,
+    grounding: VLM | None = None,
+    recipe: str | None = None,
+    stages: Stages | None = None,
+) -> Outcome:
+    """Answer all questions under all arms.
+
+    Args:
+        study: checked configuration.
+        samples: the questions; their keys are unique.
+        vlm: the model that answers.
+        localizer: for the region source `predicted` (and for the size of `center` and `random`).
+        grounding: for the source `zero_shot`.
+        recipe: its name, for the rows.
+        stages: where progress goes.
+
+    Raises:
+        UsageError: no samples, or keys that repeat; a source without what it needs; a knob that the model cannot have.
+    """
+    samples = list(samples)[: study.limit]
+    if not samples:
+        raise UsageError("the data holds no samples: check the split, the count and the limit")
+    if len({sample.key for sample in samples}) < len(samples):
+        seen: set[str] = set()
+        twice = next(s.key for s in samples if s.key in seen or seen.add(s.key))  # type: ignore[func-returns-value]
+        raise UsageError(f"sample key {twice!r} occurs twice: answers are merged by key, so keys must be unique")
+    stages = stages or Stages()
+    with torch.inference_mode():
+        found = localize(study, samples, localizer, grounding, stages)
+        grids = _grids(vlm, samples)
+        runs = make_plan(study.arms, vlm.num_layers, [sample.key for sample in samples], grids, found.regions)
+        feasible = [run for run in runs if run.infeasible is None]
+        stages.stage("answering", len(samples) * len(feasible))
+        answers = answer_all(
+            vlm, samples, runs, study.batch_size, study.max_new_tokens, study.chunk_images, stages.advance
+        )
+        costs = measure_costs(vlm, samples, feasible, answers, localizer)
+    shared = {
+        **circumstances(vlm),
+        "recipe": recipe,
+        "batch_size": study.batch_size,
+        "max_new_tokens": study.max_new_tokens,
+        "images": answers.images,
+        "encode_seconds": answers.encode_seconds,
+        "localizer": study.localizer,
+        "localizer_seconds": found.seconds,
+        "localizer_resolution": costs.localizer_resolution,
+        "peak_memory_bytes": peak_memory(vlm.device),
+    }
+    scores = rows.score_arms(samples, runs, answers)
+    table = rows.build_rows(study, samples, runs, answers, scores, costs.by_run, shared)
+    results = {
+        "localizer": found.recall,
+        "localizer_details": found.details,
+        "rows": table,
+        "comparisons": rows.compare(study, table, scores),
+    }
+    return Outcome(results, _predictions(samples, feasible, answers.texts, answers.visual, found, grids))
+
+
+def _grids(vlm: VLM, samples: Sequence[Sample]) -> list[TokenGrid]:
+    """Where each question's visual tokens lie. Only the image's size counts: one empty picture per size will do."""
+    sizes = [(sample.width, sample.height) for sample in samples]
+    known = {size: vlm.inputs([Image.new("RGB", size)], ["?"]).grids[0] for size in sorted(set(sizes))}
+    return [known[size] for size in sizes]
+
+
+def _predictions(
+    samples: Sequence[Sample],
+    runs: Sequence[Run],
+    texts: Mapping[str, Sequence[str]],
+    visual: Mapping[str, Sequence[tuple[int, ...]]],
+    found: Localized,
+    grids: Sequence[TokenGrid],
+) -> list[dict[str, Any]]:
+    first_of = {index: samples[group[0]].key for group in by_image(samples) for index in group}
+    lines = []
+    for i, sample in enumerate(samples):
+        arms = {}
+        for run in runs:
+            text = texts[run.key][i]
+            arms[run.key] = {
+                "prediction": text,
+                "correct": bool(exact_match(text, sample.answers)),
+                "region": list(run.regions[i].as_tuple()) if run.regions else None,
+                "tokens_kept": run.kept[i],
+                "layer_average_tokens": sum(visual[run.key][i]) / len(visual[run.key][i]),
+                "kept": gallery.pack(run.keep[i].tolist()) if run.keep else None,
+            }
+        predicted = found.predicted[i] if found.predicted else None
+        lines.append({
+            "key": sample.key,
+            "image_key": first_of[i],
+            "kind": sample.kind,
+            "question": sample.question,
+            "answers": list(sample.answers),
+            "region": list(sample.region.as_tuple()),
+            "predicted_region": list(predicted.as_tuple()) if predicted else None,
+            "grid": asdict(grids[i]),
+            "arms": arms,
+        })  # fmt: skip
+    return lines
+
+
+def save(outcome: Outcome, samples: Sequence[Sample], out: str | Path, gallery_size: int = 6) -> Path:
+    """Write `predictions.jsonl`, `results.json` and `report.html` into `out`, each atomically; the report's path."""
+    out = Path(out)
+    by_key = {sample.key: sample for sample in samples}
+    load: Callable[[Any], Any] | None = (lambda p: displayed(by_key[p["key"]])) if gallery_size else None
+    write_jsonl(out / "predictions.jsonl", outcome.predictions)
+    write_json(out / "results.json", outcome.results)
+    return report.write(outcome.results, outcome.predictions, load, out / "report.html", gallery_size)

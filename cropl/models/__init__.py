@@ -1,0 +1,1 @@
+"""Vision-language models behind one protocol: `transformers` objects and `nn.Module`s, no Lightning."""

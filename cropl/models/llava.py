@@ -1,0 +1,124 @@
+"""LLaVA-1.5 (`LlavaForConditionalGeneration`): the image in the middle of a square, a fixed grid of visual tokens.
+
+The checkpoint's own processor is used for the tokenizer and the pixel statistics only. Its default geometry (resize the
+shorter edge, crop the centre) loses the sides of every non-square image, and with them regions, so the image is padded
+to a square with the mean colour instead, as LLaVA-1.5 was trained, and then resized as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+
+from cropl.grid import TokenGrid
+from cropl.models.vlm import VLM, VLMInputs, as_encoder_output
+from cropl.prompt import llava_prompt
+
+
+class LlavaVLM(VLM):
+    """LLaVA-1.5 with any of its language models.
+
+    Args:
+        model: a `LlavaForConditionalGeneration`.
+        processor: its `LlavaProcessor`; not needed for pruning a model that one feeds oneself.
+        system: put the `vicuna_v1` system sentence into prompts (LLaVA's own evaluation does, Hugging Face's template
+            does not).
+
+    Raises:
+        ValueError: the model's visual tokens are no plain grid, or the processor belongs to another model.
+    """
+
+    model_class: ClassVar[type[PreTrainedModel]] = LlavaForConditionalGeneration
+    prunable: ClassVar[bool] = True
+
+    def __init__(self, model: Any, processor: Any = None, system: bool = False) -> None:
+        super().__init__(model, processor)
+        self.system = system
+        config = model.config
+        self.image_size = int(config.vision_config.image_size)
+        self.side = self.image_size // int(config.vision_config.patch_size)
+        if config.vision_feature_select_strategy != "default":
+            raise ValueError(
+                f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} is not supported: "
+                "only 'default' leaves one token per patch"
+            )
+        if processor is not None and processor.image_token_id != self.image_token_id:
+            raise ValueError(
+                f"the processor's image token id {processor.image_token_id} is not the model's {self.image_token_id}: "
+                "load both from the same checkpoint"
+            )
+
+    @property
+    def base(self) -> nn.Module:
+        base: nn.Module = self.model.model
+        return base
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.language_model
+
+    def token_grids(
+        self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
+    ) -> list[TokenGrid]:
+        return [TokenGrid.padded_square(self.side, width, height) for width, height in image_sizes]
+
+    def inputs(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        features: Sequence[Tensor] | None = None,
+    ) -> VLMInputs:
+        if len(images) != len(questions):
+            raise ValueError(f"{len(images)} images and {len(questions)} questions: give one image per question")
+        if not images:
+            raise ValueError("no images: give at least one image and one question")
+        processor = self._needs_processor()
+        grids = self.token_grids([image.size for image in images])
+        placeholders = processor.image_token * (self.side * self.side)
+        prompts = [llava_prompt(question, self.system).replace("<image>", placeholders, 1) for question in questions]
+        text = processor.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+        tensors: dict[str, Any] = {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        if features is None:
+            tensors["pixel_values"] = self.pixel_values(images)
+        elif len(features) != len(images):
+            raise ValueError(f"{len(features)} image features for {len(images)} images: give one per row")
+        else:
+            tensors["mm_encoder_outputs"] = as_encoder_output(features)
+        return VLMInputs(tensors, grids)
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        return list(self.model.get_image_features(pixel_values=self.pixel_values(images)).pooler_output)
+
+    def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pixels `(B, 3, image_size, image_size)` of images padded to a square with the processor's mean colour."""
+        image_processor = self._needs_processor().image_processor
+        colour = tuple(int(mean * 255) for mean in image_processor.image_mean)
+        size = {"height": self.image_size, "width": self.image_size}
+        squares = [pad_to_square(image, colour) for image in images]
+        pixels = image_processor(images=squares, size=size, do_center_crop=False, return_tensors="pt")["pixel_values"]
+        weight = next(self.model.model.vision_tower.parameters())
+        placed: Tensor = pixels.to(weight.device, weight.dtype)
+        return placed
+
+    def _needs_processor(self) -> Any:
+        if self.processor is None:
+            raise ValueError("this LlavaVLM has no processor: load it with LlavaVLM.from_pretrained(path)")
+        return self.processor
+
+
+def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """The image in the middle of a square of its longer side (LLaVA's `expand2square`); odd rests go right or down."""
+    image = image.convert("RGB")
+    width, height = image.size
+    side = max(width, height)
+    if width == height:
+        return image
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square

@@ -1,0 +1,95 @@
+"""Loading checkpoints through `transformers`, with one clear line for everything that can go wrong.
+
+Weights are read from safetensors only and no code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
+
+T = TypeVar("T")
+
+
+class ModelLoadError(OSError):
+    """A checkpoint that is missing, incomplete or damaged, or that could not be fetched."""
+
+
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """The config of a checkpoint folder or hub name."""
+    return _guarded(name_or_path, "config", lambda: AutoConfig.from_pretrained(name_or_path, trust_remote_code=False))
+
+
+def load_processor(name_or_path: str) -> Any:
+    """The processor of a checkpoint folder or hub name."""
+    return _guarded(
+        name_or_path, "processor", lambda: AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
+    )
+
+
+def load_model(
+    model_class: type[PreTrainedModel],
+    name_or_path: str,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Load weights, in eval mode. See `VLM.from_pretrained` for the arguments."""
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
+
+    def load() -> PreTrainedModel:
+        loaded: Any = model_class.from_pretrained(
+            name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
+        )
+        placed: PreTrainedModel = loaded if "device_map" in options else loaded.to(device)
+        return placed.eval()
+
+    return _guarded(name_or_path, "weights", load)
+
+
+def _guarded(name_or_path: str, what: str, load: Callable[[], T]) -> T:
+    path = Path(name_or_path)
+    is_local = path.exists() or name_or_path.startswith((".", "/", "~"))
+    if is_local and not path.is_dir():
+        raise ModelLoadError(f"{name_or_path}: no such checkpoint folder; give a folder or a hub name")
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    try:
+        hub_log.setLevel(logging.ERROR)  # its warnings about retries would bury the one line below
+        return load()
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        if is_local or not isinstance(error, OSError):
+            raise ModelLoadError(
+                f"{name_or_path}: cannot load the {what} of this checkpoint: {reason[:280]}"
+            ) from error
+        raise ModelLoadError(
+            f"{name_or_path}: cannot fetch the {what}: no such model in the local cache, and the hub is not reachable "
+            f"or does not have it; download it where there is a network, or give the path of a local folder"
+        ) from error
+    finally:
+        hub_log.setLevel(level)
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The tokenizer of a checkpoint folder or hub name."""
+    return _guarded(
+        name_or_path, "tokenizer", lambda: AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    )
+
+
+def load_image_processor(name_or_path: str) -> Any:
+    """The image processor of a checkpoint folder or hub name (the PIL one: torchvision is not needed)."""
+    return _guarded(
+        name_or_path,
+        "image processor",
+        lambda: AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False),
+    )

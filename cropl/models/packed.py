@@ -1,0 +1,109 @@
+"""Training forward over packed questions (:mod:`cropl.data.packing`) for the LLaVA-1.5 and Qwen2-VL families.
+
+Prompts are those of inference, taken apart at the picture: what precedes the visual tokens is the row's prefix, what
+follows is the turn's prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cropl.data.packing import Packed, Turn, pack
+from cropl.prompt import clean_question, llava_prompt
+
+# B rows, S length, V visual tokens of a picture, D width, R rows of position ids, T supervised tokens
+
+
+class PackedPrompts:
+    """Tokenises pictures' prefixes and turns for one checkpoint.
+
+    Args:
+        config: the model's config (``model_type`` ``llava`` or ``qwen2_vl``).
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, config: Any, tokenizer: Any):
+        if config.model_type not in ("llava", "qwen2_vl"):
+            raise ValueError(f"packed training supports llava and qwen2_vl, not {config.model_type!r}")
+        self.tokenizer = tokenizer
+        self.family = config.model_type
+        self.image_id = config.image_token_id
+        self.end = [tokenizer.eos_token_id]
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def turn(self, question: str, answer: str) -> Turn:
+        """The tokens behind the picture, and the supervised answer with its end-of-turn token."""
+        prompt = self._prompt(clean_question(question))
+        after = prompt[prompt.index(self.image_id) + 1 :]
+        return Turn(after, self.tokenizer(answer, add_special_tokens=False)["input_ids"] + self.end)
+
+    def prefix(self, grid: tuple[int, int], keep_V: Tensor | None = None) -> tuple[list[int], Tensor]:
+        """Ids up to and with the visual tokens of a (rows, columns) token grid, and their positions (R, length).
+
+        ``keep_V``: indices of the visual tokens that stay, at their own positions; all where it is not given.
+        """
+        prompt = self._prompt("?")
+        before = prompt[: prompt.index(self.image_id)]
+        rows, columns = grid
+        start = len(before)
+        cell_V = torch.arange(rows * columns) if keep_V is None else keep_V
+        if self.family == "llava":
+            visual = (start + cell_V)[None]
+            text = torch.arange(start)[None]
+        else:
+            place = torch.stack([torch.zeros_like(cell_V), cell_V // columns, cell_V % columns])
+            visual, text = start + place, torch.arange(start).expand(3, -1)
+        return before + [self.image_id] * len(cell_V), torch.cat([text, visual], dim=1)
+
+    def pack(self, prefixes: Sequence[tuple[list[int], Tensor]], turns: Sequence[Sequence[Turn]]) -> Packed:
+        """Rows of one picture and its turns each."""
+        return pack([ids for ids, _ in prefixes], [positions for _, positions in prefixes], turns, self.pad_id)
+
+    def _prompt(self, question: str) -> list[int]:
+        if self.family == "llava":
+            return list(self.tokenizer(llava_prompt(question))["input_ids"])
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_pictures(model: Any, pixels: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Projected visual tokens of each picture, (V, D). ``grids`` are (rows, columns) of *patches*."""
+    if model.config.model_type == "llava":
+        return list(model.model.get_image_features(torch.stack(list(pixels))).pooler_output)
+    thw = torch.tensor([[1, *grid] for grid in grids], device=pixels[0].device)
+    return list(model.model.get_image_features(torch.cat(list(pixels)), thw).pooler_output)
+
+
+def first_positions(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, position and turn (each (T,)) of the token that predicts each answer's first token, row by row."""
+    row_T, position_T = (packed.turn_BS >= 0).nonzero(as_tuple=True)
+    turn_T = packed.turn_BS[row_T, position_T]
+    new = torch.ones_like(turn_T, dtype=torch.bool)
+    new[1:] = (turn_T[1:] != turn_T[:-1]) | (row_T[1:] != row_T[:-1])
+    return row_T[new], position_T[new], turn_T[new]
+
+
+def packed_logits(model: Any, packed: Packed, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits (T, vocabulary) at the supervised positions, row by row, and their targets (T,).
+
+    Args:
+        model: the LLaVA or Qwen2-VL model.
+        packed: the rows; the number of placeholders in row b is the length of ``features[b]``.
+        features: visual tokens of each row, (V, D).
+    """
+    embeds_BSD = model.get_input_embeddings()(packed.input_ids_BS)
+    visual_BS1 = (packed.input_ids_BS == model.config.image_token_id)[..., None]
+    embeds_BSD = embeds_BSD.masked_scatter(visual_BS1, torch.cat(list(features)).to(embeds_BSD.dtype))
+    positions = packed.position_ids_RBS if len(packed.position_ids_RBS) > 1 else packed.position_ids_RBS[0]
+    hidden_BSD = model.model.language_model(
+        inputs_embeds=embeds_BSD, attention_mask=packed.mask_B1SS, position_ids=positions, use_cache=False
+    ).last_hidden_state
+    supervised_BS = packed.turn_BS >= 0
+    return model.lm_head(hidden_BSD[supervised_BS]), packed.labels_BS[supervised_BS]

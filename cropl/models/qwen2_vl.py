@@ -1,0 +1,136 @@
+"""Qwen2-VL (`Qwen2VLForConditionalGeneration`): the image as it is, on a grid of merged tokens that follows its shape.
+
+`Qwen2VLProcessor` cannot be built without torchvision (its video processor needs it), so the image processor and the
+tokenizer are composed here: the placeholder is expanded to rows x columns tokens, and `mm_token_type_ids` mark them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Qwen2VLForConditionalGeneration
+
+from cropl.grid import TokenGrid
+from cropl.models.loading import load_image_processor, load_model, load_tokenizer
+from cropl.models.vlm import VLM, VLMInputs, as_encoder_output
+from cropl.prompt import clean_question
+
+DEFAULT_MAX_PIXELS = 448 * 448
+"""The paper does not say at which size its localizer looks; far above this a 2B one costs more than it saves a 7B."""
+
+
+class QwenProcessor:
+    """The image processor and the tokenizer of a Qwen2-VL checkpoint.
+
+    Args:
+        image_processor: a `Qwen2VLImageProcessor` (PIL).
+        tokenizer: the checkpoint's, with its chat template.
+        max_pixels: upper bound of the resized image's area; the checkpoint's own where that is lower.
+    """
+
+    def __init__(self, image_processor: Any, tokenizer: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        smallest, largest = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
+        if max_pixels < smallest:
+            raise ValueError(f"max_pixels={max_pixels} is below the checkpoint's least image area {smallest}")
+        self.size = {"shortest_edge": smallest, "longest_edge": min(largest, max_pixels)}
+
+    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """`pixel_values` of all patches of all images in a row, and `image_grid_thw` (images, 3) in patches."""
+        made = self.image_processor(images=list(images), size=self.size, return_tensors="pt")
+        return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
+
+    def prompt(self, question: str) -> str:
+        """The chat prompt of one image and one question, up to where the answer starts."""
+        content = [{"type": "image"}, {"type": "text", "text": clean_question(question)}]
+        chat = [{"role": "user", "content": content}]
+        text: str = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True) -> list[str]:
+        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
+        return texts
+
+
+class Qwen2VLVLM(VLM):
+    """Qwen2-VL with its merged, dynamic token grid."""
+
+    model_class: ClassVar[type[PreTrainedModel]] = Qwen2VLForConditionalGeneration
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        **model_options: Any,
+    ) -> Qwen2VLVLM:
+        model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
+        processor = QwenProcessor(load_image_processor(name_or_path), load_tokenizer(name_or_path), max_pixels)
+        return cls(model, processor)
+
+    @property
+    def base(self) -> nn.Module:
+        base: nn.Module = self.model.model
+        return base
+
+    @property
+    def decoder(self) -> Any:
+        return self.model.model.language_model
+
+    @property
+    def merge(self) -> int:
+        """Patches are merged `merge` x `merge` into one token."""
+        return int(self.model.config.vision_config.spatial_merge_size)
+
+    def token_grids(
+        self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
+    ) -> list[TokenGrid]:
+        if tensors is None or "image_grid_thw" not in tensors:
+            raise ValueError("Qwen2-VL's token grid follows the image: give the forward's image_grid_thw")
+        grids = [(int(h) // self.merge, int(w) // self.merge) for _, h, w in tensors["image_grid_thw"]]
+        if len(grids) != len(image_sizes):
+            raise ValueError(f"{len(grids)} images in the batch and {len(image_sizes)} image sizes: give one per image")
+        return [TokenGrid.stretched(rows, cols, *size) for (rows, cols), size in zip(grids, image_sizes)]
+
+    def inputs(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        features: Sequence[Tensor] | None = None,
+    ) -> VLMInputs:
+        if len(images) != len(questions) or not images:
+            raise ValueError(f"{len(images)} images and {len(questions)} questions: give one image per question")
+        processor: QwenProcessor = self.processor
+        pixels = processor.pixels(images)
+        grids = self.token_grids([image.size for image in images], pixels)
+        placeholder = processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        prompts = [
+            processor.prompt(question).replace(placeholder, placeholder * grid.num_tokens, 1)
+            for question, grid in zip(questions, grids)
+        ]
+        text = processor.tokenizer(
+            prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        )
+        tensors: dict[str, Any] = {
+            "input_ids": text["input_ids"].to(self.device),
+            "attention_mask": text["attention_mask"].to(self.device),
+            "mm_token_type_ids": self.visual_mask(text["input_ids"]).int().to(self.device),
+            "image_grid_thw": pixels["image_grid_thw"].to(self.device),
+        }
+        if features is None:
+            tensors["pixel_values"] = pixels["pixel_values"].to(self.device, self.model.dtype)
+        else:
+            tensors["mm_encoder_outputs"] = as_encoder_output(features)
+        return VLMInputs(tensors, grids)
+
+    @torch.inference_mode()
+    def encode_images(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        pixels = self.processor.pixels(images)
+        values = pixels["pixel_values"].to(self.device, self.model.dtype)
+        return list(self.model.model.get_image_features(values, pixels["image_grid_thw"].to(self.device)).pooler_output)

@@ -1,0 +1,224 @@
+"""The VLM protocol: what data, pruning and evaluation may know of a vision-language model.
+
+A `VLM` wraps the user's own `transformers` model (and processor); one subclass per family lives in its own file.
+Nothing else in cropl reads a model's attributes, so a new family is one file that implements this class.
+
+Shapes: B rows, S sequence, V visual tokens of one image, D hidden width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from cropl.grid import TokenGrid
+from cropl.models.loading import load_config, load_model, load_processor
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_FAMILIES = {
+    "llava": "cropl.models.llava.LlavaVLM",
+    "qwen2_vl": "cropl.models.qwen2_vl.Qwen2VLVLM",
+}
+"""`config.model_type` -> class of the families in this package; others construct their VLM class directly."""
+
+
+@dataclass(frozen=True)
+class VLMInputs:
+    """A batch for `model(**inputs.kwargs())` or `model.generate(**inputs.kwargs())`, with its geometry.
+
+    Attributes:
+        tensors: keyword arguments of the model (`input_ids` BS, `attention_mask` BS, `pixel_values`, ... or, for images
+            that were encoded before, `mm_encoder_outputs`).
+        grids: where each row's visual tokens lie over its image.
+    """
+
+    tensors: dict[str, Any]
+    grids: list[TokenGrid]
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    @property
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """`(width, height)` of each row's image, in pixels."""
+        return [(grid.image_width, grid.image_height) for grid in self.grids]
+
+    def kwargs(self) -> dict[str, Any]:
+        """A copy of `tensors` for one call: beam search expands the image features of `mm_encoder_outputs` in place."""
+        copied = dict(self.tensors)
+        features = copied.get("mm_encoder_outputs")
+        if features is not None:
+            copied["mm_encoder_outputs"] = {kind: type(output)(**output) for kind, output in features.items()}
+        return copied
+
+    def to(self, device: torch.device | str) -> VLMInputs:
+        """The same batch on another device."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device)
+            if isinstance(value, Mapping):
+                moved = {key: move(item) for key, item in value.items()}
+                return moved if type(value) is dict else type(value)(**moved)
+            return [move(item) for item in value] if isinstance(value, list) else value
+
+        return replace(self, tensors=move(self.tensors))
+
+
+class VLM(ABC):
+    """One vision-language model, seen through what cropl needs of it.
+
+    Attributes:
+        model: the user's `transformers` model; never modified by this class.
+        processor: its processor, or None where only the model is used (pruning a model one already has).
+    """
+
+    model_class: ClassVar[type[PreTrainedModel]]
+    """The `transformers` class that this family wraps."""
+    prunable: ClassVar[bool] = False
+    """Whether the decoder surgery of `cropl.pruning` knows this family."""
+
+    def __init__(self, model: Any, processor: Any = None) -> None:
+        if not isinstance(model, self.model_class):
+            raise ValueError(
+                f"{type(self).__name__} wraps {self.model_class.__name__}, not {type(model).__name__}; "
+                "load_vlm(path) picks the right class"
+            )
+        self.model: Any = model
+        self.processor: Any = processor
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        **model_options: Any,
+    ) -> Self:
+        """Load model and processor from a local folder or a hub name: safetensors only, no remote code.
+
+        Args:
+            name_or_path: folder of a checkpoint, or a hub name such as `llava-hf/llava-1.5-7b-hf`.
+            dtype: of the weights; None is float32 on a CPU and the checkpoint's own elsewhere.
+            device: None is `cuda` where there is one, else `cpu`.
+            model_options: passed on to `from_pretrained` (`attn_implementation`, `quantization_config`, ...).
+
+        Raises:
+            ModelLoadError: the checkpoint is missing, incomplete, or cannot be fetched.
+        """
+        model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
+        return cls(model, load_processor(name_or_path))
+
+    @property
+    @abstractmethod
+    def base(self) -> nn.Module:
+        """The module under the language-model head, which receives `input_ids`."""
+
+    @property
+    @abstractmethod
+    def decoder(self) -> Any:
+        """The language model: the module with `.layers`, `.norm`, `.rotary_emb` and `.config`."""
+
+    @abstractmethod
+    def token_grids(
+        self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
+    ) -> list[TokenGrid]:
+        """Where the visual tokens of images of these `(width, height)` lie.
+
+        `tensors` are the keyword arguments of the forward in question, for families whose grid depends on them.
+        """
+
+    @abstractmethod
+    def inputs(
+        self,
+        images: Sequence[Image.Image],
+        questions: Sequence[str],
+        features: Sequence[Tensor] | None = None,
+    ) -> VLMInputs:
+        """Left-padded model inputs for one image and one question per row, on the model's device.
+
+        `features` are what `encode_images` returned for these images; the vision tower is then not run again.
+        """
+
+    @abstractmethod
+    def encode_images(self, images: Sequence[Image.Image]) -> list[Tensor]:
+        """Projected visual tokens `(V_i, D)` of each image."""
+
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers L."""
+        return int(self.decoder.config.num_hidden_layers)
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that stands for one visual token in `input_ids`."""
+        return int(self.model.config.image_token_id)
+
+    @property
+    def device(self) -> torch.device:
+        """Where `input_ids` go."""
+        device: torch.device = next(self.model.get_input_embeddings().parameters()).device
+        return device
+
+    def visual_mask(self, input_ids: Tensor) -> Tensor:
+        """Bool BS: which positions are visual tokens."""
+        return input_ids == self.image_token_id
+
+    @torch.inference_mode()
+    def generate(self, inputs: VLMInputs, **options: Any) -> list[str]:
+        """Answer every row: the decoded continuation, stripped. Greedy, at most 32 tokens unless `options` say else."""
+        options = {"do_sample": False, "max_new_tokens": 32, **options}
+        ids_BS = self.model.generate(**inputs.kwargs(), **options)
+        prompt_length = inputs.tensors["input_ids"].shape[1]
+        texts = self.processor.batch_decode(ids_BS[:, prompt_length:], skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+def as_encoder_output(features: Sequence[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
+    """Features `(V_i, D)` per image, as `model(mm_encoder_outputs=...)` takes them."""
+    per_image: Any = list(features)  # a list in practice, whatever the annotation of `transformers` says
+    return {"image": BaseModelOutputWithPooling(pooler_output=per_image)}
+
+
+def family(model_type: str) -> type[VLM]:
+    """The VLM class for a `config.model_type`; ValueError lists the supported ones."""
+    if model_type not in _FAMILIES:
+        raise ValueError(f"model type {model_type!r} is not supported; supported: {', '.join(_FAMILIES)}")
+    module, name = _FAMILIES[model_type].rsplit(".", 1)
+    found: type[VLM] = getattr(import_module(module), name)
+    return found
+
+
+def as_vlm(model: Any) -> VLM:
+    """A VLM for a `transformers` model (without a processor), or the VLM itself."""
+    if isinstance(model, VLM):
+        return model
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if not isinstance(model, PreTrainedModel) or model_type not in _FAMILIES:
+        raise ValueError(f"{type(model).__name__} is not supported; supported model types: {', '.join(_FAMILIES)}")
+    return family(model_type)(model)
+
+
+def load_vlm(
+    name_or_path: str,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    **model_options: Any,
+) -> VLM:
+    """Load the VLM of a checkpoint folder or hub name, its family taken from `config.model_type`.
+
+    Arguments and errors are those of `VLM.from_pretrained`; an unsupported family is a ValueError.
+    """
+    config = load_config(name_or_path)
+    return family(config.model_type).from_pretrained(name_or_path, dtype, device, **model_options)

@@ -1,0 +1,168 @@
+"""Answers questions with a pruned vision-language model, as Lightning's `test` and `predict` steps.
+
+Metrics are counted as integers over all processes, and padding that makes the last batches equal is marked and left
+out, so one process and several give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning as L
+import torch
+from PIL import Image
+
+from cropl.budget import apply_factor, per_image
+from cropl.data.images import load_image
+from cropl.grid import Region
+from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy, exact_match
+from cropl.metrics.area import AreaRecall
+from cropl.models import region_sources as sources
+from cropl.models.localizer import Localizer
+from cropl.models.vlm import VLM, load_vlm
+from cropl.pruning import InnerLLM, pruned
+
+if TYPE_CHECKING:
+    from cropl.data.sample import Sample
+
+Source = Literal["predicted", "gt", "center", "random", "none"]
+
+
+class AnswererModule(L.LightningModule):
+    """A VLM under a pruning method, with the localizer that says where to keep tokens.
+
+    Args:
+        model: the model that answers: folder, hub name, `testbed:NAME`, or a loaded `VLM`.
+        localizer: the trained localizer, likewise; needed by the sources predicted, center and random.
+        method: a pruning method such as `ILP(layer=1)`; None answers with every token.
+        region_source: where regions come from; "none" for methods that need no region.
+        budget: visual tokens of each image (int), or their share (float); None keeps the regions as they are. A budget
+            over a whole set needs all its regions at once, which a step does not see: that is `cropl evaluate`.
+        max_new_tokens: longest answer.
+        seed: of random regions.
+        kinds: the kinds of questions that may occur.
+
+    Batches are lists of `Sample`s, or `{"samples": [...], "valid": [bool, ...]}`; padding is marked in either place.
+
+    Raises:
+        ValueError: a region source without the localizer that it needs, or a method that needs regions without one.
+    """
+
+    def __init__(
+        self,
+        model: str | VLM = "testbed:llava",
+        localizer: str | Localizer | None = "testbed:localizer",
+        method: InnerLLM | None = None,
+        region_source: Source = "predicted",
+        budget: int | float | None = None,
+        max_new_tokens: int = 16,
+        seed: int = 0,
+        kinds: Sequence[str] = QUESTION_KINDS,
+    ) -> None:
+        super().__init__()
+        needs_regions = method is not None and method.needs_request
+        if needs_regions and region_source == "none":
+            raise ValueError(f"method {method.name!r} needs a region_source other than 'none'")  # type: ignore[union-attr]
+        if needs_regions and region_source in ("predicted", "center", "random") and localizer is None:
+            raise ValueError(f"region_source {region_source!r} needs a localizer")
+        self.vlm = load_vlm(_folder(model), device="cpu") if isinstance(model, str) else model
+        self.answering = self.vlm.model.requires_grad_(False).eval()
+        self.localizer: Localizer | None = None
+        if needs_regions and region_source != "gt":
+            if isinstance(localizer, str):
+                localizer = Localizer.from_pretrained(_folder(localizer), device="cpu")
+            assert localizer is not None
+            self.localizer, self.locating = localizer, localizer.vlm.model.requires_grad_(False).eval()
+        self.method, self.region_source, self.budget = method, region_source, budget
+        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.accuracy, self.recall = AnswerAccuracy(kinds), AreaRecall()
+
+    def regions(self, images: Sequence[Image.Image], samples: Sequence[Sample]) -> list[Region] | None:
+        """The region of each sample; None for a method that needs none."""
+        if self.method is None or not self.method.needs_request:
+            return None
+        source: sources.RegionSource = sources.GroundTruth()
+        if self.region_source != "gt":
+            assert self.localizer is not None
+            source = sources.Predicted(self.localizer)
+        if self.region_source == "center":
+            source = sources.Center(source)
+        elif self.region_source == "random":
+            source = sources.Random(source, self.seed)
+        return source(images, [sample.question for sample in samples], samples)
+
+    @torch.inference_mode()
+    def answer(self, samples: Sequence[Sample]) -> tuple[list[str], list[Region] | None, list[int]]:
+        """Answers, regions and visual tokens kept, one each per sample."""
+        images = [_displayed(sample) for sample in samples]
+        inputs = self.vlm.inputs(images, [sample.question for sample in samples])
+        regions = self.regions(images, samples)
+        if self.method is None:
+            texts = self.vlm.generate(inputs, max_new_tokens=self.max_new_tokens)
+            return texts, None, [grid.num_tokens for grid in inputs.grids]
+        keep = None
+        if regions is not None:
+            pairs = zip(regions, inputs.grids, strict=True)
+            keep = [apply_factor(r, g, 1.0) if self.budget is None else per_image(r, g, self.budget) for r, g in pairs]
+        with pruned(self.vlm, self.method, keep=keep) as patch:
+            texts = self.vlm.generate(inputs, max_new_tokens=self.max_new_tokens)
+        kept_B = patch.kept_B
+        assert kept_B is not None
+        return texts, regions, kept_B.tolist()
+
+    def test_step(self, batch: Any, index: int) -> None:
+        samples, valid = _unpack(batch)
+        texts, regions, _ = self.answer(samples)
+        correct = [exact_match(text, sample.answers) for text, sample in zip(texts, samples, strict=True)]
+        self.accuracy.update(correct, [sample.kind for sample in samples], valid)
+        if regions is not None:
+            self.recall.update(regions, [sample.region for sample in samples], valid)
+
+    def on_test_epoch_end(self) -> None:
+        scores = self.accuracy.compute()  # adds up the counts of all processes
+        if self.method is not None and self.method.needs_request:
+            recall = self.recall.compute()
+            scores |= {
+                name: recall[name] for name in ("mean_recall", "recall_gt_0.5", "recall_gt_0.7", "recall_gt_0.9")
+            }
+        # Every process has the same values by now: reducing them again could only add rounding.
+        self.log_dict({f"test/{name}": value.float() for name, value in scores.items()}, rank_zero_only=True)
+        self.accuracy.reset()
+        self.recall.reset()
+
+    def predict_step(self, batch: Any, index: int) -> list[dict[str, Any]]:
+        """One dict per real sample: key, question, prediction, region (or None), tokens_kept."""
+        samples, valid = _unpack(batch)
+        texts, regions, kept = self.answer(samples)
+        return [
+            {
+                "key": sample.key,
+                "question": sample.question,
+                "prediction": texts[i],
+                "region": list(regions[i].as_tuple()) if regions else None,
+                "tokens_kept": kept[i],
+            }
+            for i, sample in enumerate(samples)
+            if valid[i]
+        ]
+
+
+def _displayed(sample: Sample) -> Image.Image:
+    return sample.image if isinstance(sample.image, Image.Image) else load_image(sample.image)
+
+
+def _folder(name: str) -> str:
+    if not name.startswith("testbed:"):
+        return name
+    from cropl.testbed import weights
+
+    return weights.resolve(name)
+
+
+def _unpack(batch: Any) -> tuple[list[Sample], list[bool]]:
+    if isinstance(batch, Mapping):
+        samples = list(batch["samples"])
+        flags = batch.get("valid", [True] * len(samples))
+        return samples, [bool(flag) and sample.valid for flag, sample in zip(flags, samples, strict=True)]
+    return list(batch), [sample.valid for sample in batch]

@@ -1,0 +1,131 @@
+"""Pre-trains a vision tower on dense labels: for every patch, kind, colour, word, centre and box of what is there.
+
+End to end from answers alone, a tiny tower stays on its plateau; with labels for every patch it learns in minutes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
+
+from cropl.models.export import write_checkpoint
+from cropl.modules.base import TrainingModule
+from cropl.testbed import weights
+from cropl.testbed.labels import IGNORE, KIND_NAMES
+from cropl.testbed.world import COLORS, WORDS
+
+# N patches of all pictures of the batch, E tower width, V patches of one picture
+
+_SIZES = {"kind": len(KIND_NAMES), "color": len(COLORS), "word": len(WORDS), "center": 1, "box": 4}
+
+
+class DenseLabelModule(TrainingModule):
+    """Trains the vision tower of a LLaVA or Qwen2-VL checkpoint through a linear head on its patches.
+
+    The head is thrown away afterwards; the features that it reads stay linear in the labels, which is what makes them
+    easy for the decoder.
+
+    ``windowed_share`` of the steps, the first ones, see four windows of a quarter of each picture instead of the whole
+    (LLaVA only): what lies on a patch is seen nearby, and attention over a quarter of the tokens costs a sixteenth.
+
+    Batches: ``pixels`` (list of tensors), ``grids`` (list of (rows, columns)), ``labels`` (N, 8).
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        windowed_share: float = 0.0,
+        lr: float = 2e-3,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+        muon: bool = True,
+    ):
+        super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
+        self.windowed_share = windowed_share
+        self.checkpoint = weights.resolve(checkpoint)
+        self.model = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=torch.float32)
+        self.family = self.model.config.model_type
+        self.model.requires_grad_(False)
+        self.tower.requires_grad_(True)
+        vision = self.model.config.vision_config
+        width = vision.hidden_size if self.family == "llava" else vision.embed_dim
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, sum(_SIZES.values()))
+
+    @property
+    def tower(self) -> Any:
+        return self.model.model.vision_tower if self.family == "llava" else self.model.model.visual
+
+    def forward(self, pixels: list[Tensor], grids: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """Logits per patch and label: a dict of (N, classes)."""
+        if self.family == "llava":
+            features_NE = self.tower(torch.stack(pixels)).last_hidden_state[:, 1:].flatten(0, 1)
+        else:
+            thw = torch.tensor([[1, *grid] for grid in grids], device=self.device)
+            features_NE = self.tower(torch.cat(pixels), thw).last_hidden_state
+        return self._read(features_NE)
+
+    def _read(self, features_NE: Tensor) -> dict[str, Tensor]:
+        return dict(zip(_SIZES, self.head(self.norm(features_NE)).split(list(_SIZES.values()), dim=1)))
+
+    def training_step(self, batch: dict, index: int) -> Tensor:
+        windowed = self.trainer.global_step < self.windowed_share * self.trainer.estimated_stepping_batches
+        losses, scores = self._scored(*self._windows(batch)) if windowed else self._step(batch)
+        self.log_dict({f"train/{k}": v for k, v in scores.items()}, batch_size=len(batch["pixels"]))
+        loss = torch.stack(list(losses.values())).sum()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["pixels"]))
+        return loss
+
+    def validation_step(self, batch: dict, index: int) -> None:
+        _, scores = self._step(batch)
+        self.log_dict({f"val/{k}": v for k, v in scores.items()}, batch_size=len(batch["pixels"]), prog_bar=True)
+
+    def _step(self, batch: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self._scored(self(batch["pixels"], batch["grids"]), batch["labels"])
+
+    def _windows(self, batch: dict) -> tuple[dict[str, Tensor], Tensor]:
+        """Logits and labels (N, 8) of four random windows per picture, each half as wide and high."""
+        tower, count = self.tower, len(batch["pixels"])
+        rows, columns = batch["grids"][0]
+        tokens_BSE = tower.embeddings(torch.stack(batch["pixels"]))
+        labels_BV8 = batch["labels"].unflatten(0, (count, -1))
+        y_N = torch.randint(rows // 2 + 1, (4 * count,), device=self.device)
+        x_N = torch.randint(columns // 2 + 1, (4 * count,), device=self.device)
+        inside = torch.arange(rows // 2, device=self.device)[:, None] * columns + torch.arange(
+            columns // 2, device=self.device
+        )
+        place_NV = (y_N * columns + x_N)[:, None] + inside.flatten()
+        which_N1 = torch.arange(count, device=self.device).repeat(4)[:, None]
+        window_NSE = torch.cat([tokens_BSE[which_N1, :1].squeeze(2), tokens_BSE[which_N1, place_NV + 1]], dim=1)
+        hidden_NSE = tower.encoder(inputs_embeds=tower.pre_layrnorm(window_NSE)).last_hidden_state
+        return self._read(hidden_NSE[:, 1:].flatten(0, 1)), labels_BV8[which_N1, place_NV].flatten(0, 1)
+
+    def _scored(self, logits: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses and scores by label."""
+        targets = {name: labels[:, i].long() for i, name in enumerate(("kind", "color", "word"))}
+        # four patches in five are background: at full weight they drown what lies on the others
+        rare = logits["kind"].new_ones(_SIZES["kind"])
+        rare[0] = 0.2
+        weights = {"kind": rare, "color": None, "word": None}
+        losses = {n: F.cross_entropy(logits[n], t, weights[n], ignore_index=IGNORE) for n, t in targets.items()}
+        scores = {}
+        for name, target in targets.items():
+            asked = target > 0 if name == "kind" else target != IGNORE
+            scores[name] = (logits[name].argmax(1)[asked] == target[asked]).float().mean()
+        center = logits["center"][:, 0]
+        losses["center"] = F.binary_cross_entropy_with_logits(center, labels[:, 3], pos_weight=center.new_tensor(10.0))
+        on_thing = targets["kind"] > 0
+        error = (logits["box"] - labels[:, 4:8])[on_thing].abs().mean()
+        losses["box"] = 4 * error
+        scores["box_error"] = error
+        scores["center"] = (center[labels[:, 3] > 0] > 0).float().mean()
+        return losses, scores
+
+    def export(self, folder: Path, dtype: str | None = None) -> None:
+        """Write the whole checkpoint (with the trained tower) as a ``transformers`` folder."""
+        write_checkpoint(self.model, folder, self.checkpoint, dtype=dtype)

@@ -1,0 +1,171 @@
+"""Teaches a vision-language model to answer: projector (or merger) and decoder train, the vision tower stays frozen."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from cropl.data.packing import Packed, Turn
+from cropl.metrics.answer import AnswerAccuracy
+from cropl.models.attention import LayerInput, watched
+from cropl.models.export import write_checkpoint
+from cropl.models.packed import PackedPrompts, encode_pictures, first_positions, packed_logits
+from cropl.modules.base import TrainingModule
+from cropl.testbed import weights
+
+
+class InstructionModule(TrainingModule):
+    """Trains on the questions of each picture, packed in one row.
+
+    Args:
+        checkpoint: folder or name of a LLaVA or Qwen2-VL model.
+        stride: use every ``stride``-th row and column of visual tokens, at a random phase and at their own positions: a
+            cheap first stage. 1 uses them all, as inference does.
+        max_turns: questions of a picture that are trained on at a time, drawn anew at each visit.
+
+        evidence_weight: weight of a second loss, minus the log of the attention that half of the heads of
+            ``evidence_layers`` pay to the question's evidence, where the answer begins, and half of the next layer's to
+            the option whose letter is the answer. A tiny model finds by itself what to look at only after a long
+            plateau. 0 leaves it out.
+        evidence_layers: 0-based decoder layers; one more must follow.
+
+    Batches: ``pixels``, ``grids`` (patches), ``questions`` (per picture a list of kind, question, answer and, for the
+    second loss, ``evidence``, bool (V,)).
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        stride: int = 1,
+        max_turns: int = 10,
+        evidence_weight: float = 0.0,
+        evidence_layers: tuple[int, ...] = (2, 3),
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        warmup: float = 0.03,
+        muon: bool = False,
+    ):
+        super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
+        self.checkpoint, self.stride, self.max_turns = weights.resolve(checkpoint), stride, max_turns
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=torch.float32)
+        vision = self.model.model.vision_tower if self.is_llava else self.model.model.visual
+        vision.requires_grad_(False)
+        if not self.is_llava:
+            vision.merger.requires_grad_(True)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
+        self.evidence_weight, self.evidence_layers = evidence_weight, tuple(evidence_layers)
+        self.prompts = PackedPrompts(self.model.config, self.tokenizer)
+        self.accuracy = AnswerAccuracy()
+
+    @property
+    def is_llava(self) -> bool:
+        return bool(self.model.config.model_type == "llava")
+
+    def forward(self, batch: dict[str, Any], stride: int = 1) -> tuple[Packed, Tensor, Tensor]:
+        """Packed rows with the logits (T, vocabulary) and targets (T,) of their supervised tokens."""
+        packed, features, _ = self._rows(batch, stride)
+        return packed, *packed_logits(self.model, packed, features)
+
+    def _rows(self, batch: dict[str, Any], stride: int) -> tuple[Packed, list[Tensor], list[list[Tensor]]]:
+        """Packed rows, the features of their visual tokens, and for each of their turns the evidence among the tokens."""
+        features = encode_pictures(self.model, batch["pixels"], batch["grids"])
+        merge = 1 if self.is_llava else self.model.config.vision_config.spatial_merge_size
+        prefixes, keeps = [], []
+        for i, (rows, columns) in enumerate(batch["grids"]):
+            grid = (rows // merge, columns // merge)
+            keep_V = _strided(grid, stride) if stride > 1 else None
+            features[i] = features[i] if keep_V is None else features[i][keep_V.to(features[i].device)]
+            prefixes.append(self.prompts.prefix(grid, keep_V))
+            keeps.append(slice(None) if keep_V is None else keep_V)
+        drawn = [self._drawn(rows) for rows in batch["questions"]]
+        packed = self.prompts.pack(prefixes, [[self.as_turn(row) for row in rows] for rows in drawn])
+        evidence = [
+            [row["evidence"][:, keep] for row in rows if "evidence" in row] for rows, keep in zip(drawn, keeps)
+        ]
+        return packed.to(self.device), features, evidence
+
+    def as_turn(self, row: dict[str, Any]) -> Turn:
+        return self.prompts.turn(row["question"], row["answer"])
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        packed, features, evidence = self._rows(batch, self.stride)
+        guided = (*self.evidence_layers, max(self.evidence_layers) + 1) if self.evidence_weight else ()
+        with watched(self.model.model.language_model, guided) as seen:
+            logits, targets = packed_logits(self.model, packed, features)
+        loss = F.cross_entropy(logits, targets)
+        right = (logits.argmax(1) == targets).float().mean()
+        self.log_dict({"train/loss": loss, "train/token_accuracy": right}, prog_bar=True, batch_size=len(targets))
+        if not seen:
+            return loss
+        missed = self._missed(seen, packed, evidence)
+        self.log("train/evidence", (-missed).exp(), prog_bar=True, batch_size=len(targets))
+        return loss + self.evidence_weight * missed
+
+    def _missed(self, layers: dict[int, LayerInput], packed: Packed, evidence: list[list[Tensor]]) -> Tensor:
+        """Minus the mean log attention to the evidence, where answers begin."""
+        row_T, position_T, turn_T = first_positions(packed)
+        allowed_TS = packed.mask_B1SS[row_T, 0, position_T]
+        evidence_T2S = torch.zeros(len(row_T), 2, allowed_TS.shape[1], dtype=torch.bool, device=self.device)
+        visual_BS = packed.input_ids_BS == self.model.config.image_token_id
+        for t, (row, turn) in enumerate(zip(row_T.tolist(), turn_T.tolist())):
+            evidence_T2S[t][:, visual_BS[row]] = evidence[row][turn].to(self.device)
+        option_T2S = _announced(packed, row_T, position_T, allowed_TS)[:, None].expand(-1, 2, -1)
+        lost = []
+        for index, layer in layers.items():
+            wanted_T2S = evidence_T2S if index in self.evidence_layers else option_T2S
+            asked_T = wanted_T2S.any(2).all(1)
+            log_THS = layer.rows(row_T[asked_T], position_T[asked_T], allowed_TS[asked_T])
+            heads = log_THS.shape[1] // 4
+            guided_T2HS = log_THS[:, : 2 * heads].unflatten(1, (2, heads))
+            seen_T2H = guided_T2HS.masked_fill(~wanted_T2S[asked_T][:, :, None], float("-inf")).logsumexp(-1)
+            lost.append(-seen_T2H.clamp(min=-20).mean())
+        return torch.stack(lost).mean()
+
+    def validation_step(self, batch: dict[str, Any], index: int) -> None:
+        """Greedy answers, teacher-forced: an answer is right where every one of its tokens is the most probable."""
+        packed, logits, targets = self(batch, self.stride)
+        self.log("val/loss", F.cross_entropy(logits, targets), batch_size=len(targets))
+        right = (logits.argmax(1) == targets).tolist()
+        supervised_BS = packed.turn_BS >= 0
+        where = list(zip(supervised_BS.nonzero()[:, 0].tolist(), packed.turn_BS[supervised_BS].tolist()))
+        correct: dict[tuple[int, int], bool] = {}
+        for place, ok in zip(where, right):
+            correct[place] = correct.get(place, True) and ok
+        kinds = [batch["questions"][b][turn]["kind"] for b, turn in correct]
+        self.accuracy.update(list(correct.values()), kinds)
+
+    def on_validation_epoch_end(self) -> None:
+        scores = self.accuracy.compute()
+        self.log_dict({f"val/{name}": value for name, value in scores.items()}, prog_bar=True)
+        self.accuracy.reset()
+
+    def export(self, folder: Path, dtype: str | None = None) -> None:
+        """Write model, tokenizer and processor as a ``transformers`` folder."""
+        write_checkpoint(self.model, folder, self.checkpoint, self.tokenizer, dtype)
+
+    def _drawn(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not self.training or len(rows) <= self.max_turns:
+            return rows
+        return random.sample(rows, self.max_turns)
+
+
+def _strided(grid: tuple[int, int], stride: int) -> Tensor:
+    """Indices of every ``stride``-th row and column, at a random phase."""
+    rows, columns = grid
+    row = torch.arange(int(torch.randint(stride, ())), rows, stride)
+    column = torch.arange(int(torch.randint(stride, ())), columns, stride)
+    return (row[:, None] * columns + column[None]).flatten()
+
+
+def _announced(packed: Packed, row_T: Tensor, position_T: Tensor, allowed_TS: Tensor) -> Tensor:
+    """Bool (T, S): the token behind each occurrence of the answer in its own prompt ("A red B blue": A announces red)."""
+    answer_T = packed.labels_BS[row_T, position_T]
+    said_TS = (packed.input_ids_BS[row_T] == answer_T[:, None]) & allowed_TS
+    said_TS[torch.arange(len(row_T), device=said_TS.device), position_T] = False
+    return said_TS.roll(1, dims=1) & allowed_TS

@@ -1,0 +1,28 @@
+"""Visual token pruning: methods that decide which tokens stay, and the one patch that makes it so.
+
+```python
+with pruned(model, ILP(layer=2), regions=regions, image_sizes=sizes) as patch:
+    out = model.generate(**inputs, max_new_tokens=32)
+patch.kept_B  # visual tokens that stayed, per row
+```
+"""
+
+from cropl.pruning.base import DecoderView, InnerLLM, NotSupportedError, PreLLM, PruningError
+from cropl.pruning.dense import Dense
+from cropl.pruning.hooks import Patch
+from cropl.pruning.ilp import ILP
+from cropl.pruning.patch import pruned
+from cropl.pruning.random import RandomTokens
+
+__all__ = [
+    "ILP",
+    "DecoderView",
+    "Dense",
+    "InnerLLM",
+    "NotSupportedError",
+    "Patch",
+    "PreLLM",
+    "PruningError",
+    "RandomTokens",
+    "pruned",
+]

@@ -1,0 +1,107 @@
+"""What a pruning method is: given these tensors, which tokens stay.
+
+A method only decides. `cropl.pruning.patch` does everything else once for all methods: gathering, masks, positions, the
+key-value cache, decoding. A new method is one class here or in the user's own package.
+
+Shapes: B rows, S sequence, D hidden width, V visual tokens of one image, M kept tokens.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from cropl.grid import Region, TokenGrid
+
+Positions = Literal["original", "compact"]
+"""Positions of surviving tokens: their own, or renumbered as if the dropped tokens had never been there."""
+
+
+class PruningError(ValueError):
+    """A pruned run that cannot be done as asked; the message names the reason and the remedy."""
+
+
+class NotSupportedError(PruningError):
+    """A feature of `transformers` that pruning does not work with."""
+
+
+@dataclass(frozen=True)
+class DecoderView:
+    """What an `InnerLLM` method sees in the prefill, before a decoder layer. The S positions are those that still live.
+
+    Attributes:
+        layer: the decoder layer about to run, 0-based.
+        hidden_BSD: hidden states entering that layer.
+        visual_BS: bool, the visual tokens.
+        attended_BS: bool, False on padding.
+        requested_BS: bool, the positions that the caller's regions (or `keep`) leave; None where neither was given.
+    """
+
+    layer: int
+    hidden_BSD: Tensor
+    visual_BS: Tensor
+    attended_BS: Tensor
+    requested_BS: Tensor | None
+
+
+class InnerLLM(ABC):
+    """A method that drops visual tokens inside the language model, before chosen decoder layers."""
+
+    positions: Positions = "original"
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the method in result rows, lower case."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[int, ...]:
+        """Ascending decoder layers before which `keep` is asked, in 0..L; a layer of L never comes."""
+
+    @property
+    def needs_request(self) -> bool:
+        """Whether the caller has to give regions or `keep`."""
+        return False
+
+    @abstractmethod
+    def keep(self, view: DecoderView) -> Tensor:
+        """Bool BS: the positions that stay. Text stays and padding goes, whatever this says of them.
+
+        A row's answer must not depend on the other rows of its batch.
+        """
+
+
+class PreLLM(ABC):
+    """A method that replaces an image's visual tokens before the language model sees them."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the method in result rows, lower case."""
+
+    @abstractmethod
+    def compress(
+        self, features: Sequence[Tensor], grids: Sequence[TokenGrid], regions: Sequence[Region]
+    ) -> list[Tensor]:
+        """Projected visual tokens `(V_i, D)` of each image to the `(M_i, D)` tokens that enter the language model."""
+
+
+def check_layer(layer: int) -> int:
+    """`layer` if it can be a number of full layers K; the upper end is checked against the model by `pruned`."""
+    if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+        raise ValueError(f"layer={layer!r}: must be an integer >= 0, the number of decoder layers that see every token")
+    return layer
+
+
+def check_positions(positions: str) -> Positions:
+    """`positions` if it is one of the two known ones."""
+    if positions == "original":
+        return "original"
+    if positions == "compact":
+        return "compact"
+    raise ValueError(f"positions={positions!r}: must be 'original' or 'compact'")

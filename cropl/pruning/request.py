@@ -1,0 +1,121 @@
+"""The caller's wish, as a mask: regions (with image sizes or token grids) or `keep`, one entry per row.
+
+`generate` repeats rows for beams and return sequences, so entry i stands for rows / len(entries) consecutive rows.
+
+Shapes: B rows, S positions, V visual tokens of one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cropl.grid import Region, TokenGrid
+from cropl.models.vlm import VLM
+
+Keep = Tensor | Sequence[Tensor | None]
+
+
+class Request:
+    """Checks and holds what `pruned` was given.
+
+    Args:
+        regions: one region per row; None for a row that keeps everything.
+        image_sizes: `(width, height)` per region; images count as square without.
+        grids: the token grid per region, instead of image sizes.
+        keep: bool BV, or one bool `(V_i,)` per row (None keeps everything), instead of regions.
+    """
+
+    def __init__(
+        self,
+        regions: Sequence[Region | None] | None,
+        image_sizes: Sequence[tuple[int, int]] | None,
+        grids: Sequence[TokenGrid] | None,
+        keep: Keep | None,
+    ) -> None:
+        if regions is not None and keep is not None:
+            raise ValueError("give either regions or keep, not both")
+        if regions is None and (image_sizes is not None or grids is not None):
+            raise ValueError("image_sizes and grids say where regions lie: give regions with them")
+        if image_sizes is not None and grids is not None:
+            raise ValueError("give either image_sizes or grids, not both")
+        if isinstance(regions, Region):
+            raise ValueError("regions must be a list with one region per row, not a single Region")
+        for name, given in (("image_sizes", image_sizes), ("grids", grids)):
+            if regions is not None and given is not None and len(given) != len(regions):
+                raise ValueError(f"{len(given)} {name} for {len(regions)} regions: give one per region")
+        entries: Sequence[Any] | Tensor | None = regions if regions is not None else keep
+        if entries is not None and len(entries) == 0:
+            raise ValueError("regions (or keep) is empty: give one entry per row")
+        self.regions = None if regions is None else list(regions)
+        self.image_sizes = None if image_sizes is None else list(image_sizes)
+        self.grids = None if grids is None else list(grids)
+        self.keep = None if keep is None else [None if mask is None else _bool(mask) for mask in keep]
+
+    def __bool__(self) -> bool:
+        return self.regions is not None or self.keep is not None
+
+    def mask(self, vlm: VLM, visual_BS: Tensor, counts: list[int], tensors: Mapping[str, Any]) -> Tensor | None:
+        """Bool BS, False on the visual tokens that the request leaves out; None if nothing was requested.
+
+        Args:
+            vlm: knows the token grid of an image.
+            visual_BS: bool, the visual tokens.
+            counts: row sums of `visual_BS`.
+            tensors: the keyword arguments of the forward.
+
+        Raises:
+            ValueError: rows, entries and token counts do not fit together.
+        """
+        if not self:
+            return None
+        masks = self._from_regions(vlm, tensors) if self.keep is None else self.keep
+        rows = len(counts)
+        if rows % len(masks):
+            raise ValueError(f"{len(masks)} regions (or keep masks) for {rows} rows: give one per row")
+        flat = [_row(masks[row * len(masks) // rows], count, row) for row, count in enumerate(counts)]
+        requested_BS = torch.ones_like(visual_BS)
+        requested_BS[visual_BS] = torch.cat(flat).to(visual_BS.device)
+        return requested_BS
+
+    def _from_regions(self, vlm: VLM, tensors: Mapping[str, Any]) -> list[Tensor | None]:
+        assert self.regions is not None
+        grids = self.grids
+        if grids is None:
+            sizes = self.image_sizes or [(1, 1)] * len(self.regions)
+            grids = vlm.token_grids(sizes, tensors)
+        return [
+            None if region is None else region_mask(region, grid)
+            for region, grid in zip(self.regions, grids, strict=True)
+        ]
+
+
+def region_mask(region: Region, grid: TokenGrid) -> Tensor:
+    """Bool `(V,)`, row-major: the tokens whose cell overlaps the region."""
+    r0, r1, c0, c1 = grid.span(region)
+    mask = torch.zeros(grid.rows, grid.cols, dtype=torch.bool)
+    mask[r0:r1, c0:c1] = True
+    return mask.flatten()
+
+
+def _bool(mask: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.ndim != 1:
+        raise ValueError("keep must be a bool tensor of shape (rows, visual tokens), or one bool vector per row")
+    return mask.cpu()
+
+
+def _row(mask: Tensor | None, count: int, row: int) -> Tensor:
+    """The mask of a row with `count` visual tokens; text-only rows keep everything."""
+    if mask is None or count == 0:
+        return torch.ones(count, dtype=torch.bool)
+    if len(mask) != count:
+        raise ValueError(
+            f"row {row} has {count} visual tokens, but its region (or keep mask) covers {len(mask)}: one image per row "
+            "is supported with regions, in one prefill (no prefill_chunk_size); with several images give keep"
+        )
+    if not mask.any():
+        raise ValueError(f"row {row} would keep no visual token at all: keep at least one")
+    return mask

@@ -1,0 +1,136 @@
+"""One forward pass under a patch: the prefill that prunes, and the decoding steps that follow.
+
+Shapes: B rows, S positions of the unpruned sequence, M surviving ones, T new ones, D hidden width.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cropl.pruning.base import DecoderView, InnerLLM
+from cropl.pruning.cache import Group, Prefix
+from cropl.pruning.gather import Rows, dropped_before
+from cropl.pruning.masks import keep_diagonal, layer_mask
+
+Kwargs = dict[str, Any]
+Rope = tuple[Tensor, ...]
+
+
+@dataclass
+class Prefill:
+    """The sequence as it stands while layers prune it.
+
+    Attributes:
+        full_BS: bool, the attended positions of the unpruned sequence.
+        visual_BS, attended_BS, requested_BS: see `DecoderView`; they shrink with every prune.
+        groups: what was pruned so far.
+    """
+
+    full_BS: Tensor
+    visual_BS: Tensor
+    attended_BS: Tensor
+    requested_BS: Tensor | None
+    groups: list[Group] = field(default_factory=list)
+
+    def prune(self, method: InnerLLM, layer: int, hidden_BSD: Tensor) -> tuple[Rows, list[int]] | None:
+        """Ask the method and drop tokens: the rows to gather from the current positions, and each row's visual tokens.
+
+        None if no row loses a token: then nothing is touched, and padding stays where it was.
+        """
+        view = DecoderView(layer, hidden_BSD, self.visual_BS, self.attended_BS, self.requested_BS)
+        keep_BS = method.keep(view)
+        if keep_BS.dtype != torch.bool or keep_BS.shape != self.visual_BS.shape:
+            raise ValueError(
+                f"{type(method).__name__}.keep must return a bool tensor of shape {tuple(self.visual_BS.shape)}, "
+                f"got {keep_BS.dtype} {tuple(keep_BS.shape)}"
+            )
+        keep_BS = (keep_BS.to(self.visual_BS.device) | ~self.visual_BS) & self.attended_BS
+        visual_BS = self.visual_BS & self.attended_BS
+        sums = torch.stack([keep_BS.sum(1), (keep_BS & visual_BS).sum(1), visual_BS.sum(1)])
+        lengths, kept, before = sums.tolist()  # the only wait for the device in a prune
+        if kept == before:
+            return None
+        for row, (now, then) in enumerate(zip(kept, before, strict=True)):
+            if then and not now:
+                raise ValueError(f"{type(method).__name__} keeps no visual token in row {row}: keep at least one")
+        rows = Rows.of(keep_BS, lengths)
+        origin = rows.after(self.groups[-1].rows) if self.groups else rows
+        dropped_B = self.full_BS.sum(1) - keep_BS.sum(1)
+        self.groups.append(Group(layer, origin, dropped_B))
+        self.visual_BS = rows.take(self.visual_BS) & rows.real_BM
+        self.attended_BS = rows.real_BM
+        if self.requested_BS is not None:
+            self.requested_BS = rows.take(self.requested_BS)
+        return rows, kept
+
+
+@dataclass
+class Run:
+    """State of one forward pass.
+
+    Attributes:
+        outer: whether it began at the model with the head, and not at the module below it.
+        labels_BS: labels taken out of the call, to be gathered.
+        loss_options: further arguments of the loss.
+        attention_mask_BS: the 2-D mask of the call.
+        prefill: set in a prefill; `prefix` in a decoding step on a pruned cache; neither where nothing is pruned.
+        group: the layer group that `mask` and `rope` belong to.
+    """
+
+    outer: bool
+    thread: int = field(default_factory=threading.get_ident)
+    labels_BS: Tensor | None = None
+    loss_options: dict[str, Any] = field(default_factory=dict)
+    attention_mask_BS: Tensor | None = None
+    prefill: Prefill | None = None
+    prefix: Prefix | None = None
+    group: Group | None = None
+    mask: Tensor | None = None
+    rope: Rope | None = None
+
+    def enter_pruned(self, decoder: Any, group: Group, hidden_BMD: Tensor, layer: Kwargs, compact: bool) -> None:
+        """After a prune: mask and position embeddings of the survivors, from the keyword arguments of the layer."""
+        assert self.prefill is not None
+        rows = group.rows
+        attended_BM = rows.real_BM if rows.ragged else None
+        mask = layer_mask(decoder.config, hidden_BMD, attended_BM, layer.get("past_key_values"), group.start)
+        self.group, self.mask = group, keep_diagonal(mask)
+        if compact:
+            position_BM = rows.take(layer["position_ids"])
+            position_BM = position_BM - dropped_before(rows, self.prefill.full_BS).to(position_BM.device)
+            self.rope = decoder.rotary_emb(hidden_BMD, position_ids=position_BM)
+        else:
+            self.rope = tuple(rows.take(part) for part in layer["position_embeddings"])
+
+    def enter_decoding(self, decoder: Any, group: Group, hidden_BTD: Tensor, layer: Kwargs, compact: bool) -> None:
+        """In a decoding step: mask over the survivors and what was generated since, positions of the new token."""
+        assert self.prefix is not None
+        cache = layer["past_key_values"]
+        mask_BS, attended_BM = self.attention_mask_BS, None
+        if group.rows.ragged or mask_BS is not None:
+            new = cache.get_seq_length(group.start) - group.length + hidden_BTD.shape[1]
+            real_BM = group.rows.real_BM
+            new_BT = real_BM.new_ones(len(real_BM), new) if mask_BS is None else self._new_columns(mask_BS, new)
+            attended_BM = torch.cat([real_BM, new_BT.to(real_BM.device)], dim=1)
+        self.group = group
+        self.mask = layer_mask(decoder.config, hidden_BTD, attended_BM, cache, group.start)
+        if compact:
+            position_BT = layer["position_ids"] - group.dropped_B[:, None].to(layer["position_ids"].device)
+            self.rope = decoder.rotary_emb(hidden_BTD, position_ids=position_BT)
+        else:
+            self.rope = layer["position_embeddings"]
+
+    def _new_columns(self, mask_BS: Tensor, new: int) -> Tensor:
+        assert self.prefix is not None
+        expected = self.prefix.full_length + new
+        if mask_BS.shape[1] != expected:
+            raise ValueError(
+                f"attention_mask has {mask_BS.shape[1]} columns, expected {expected}: the unpruned prompt "
+                f"({self.prefix.full_length}) and every token since ({new})"
+            )
+        return mask_BS[:, -new:].bool()

@@ -1,0 +1,175 @@
+"""Find, list, copy and merge recipes. No torch here: `cropl ls` must answer at once.
+
+A recipe is a YAML file. The built-in ones ship inside the package as `cropl.recipes` and are named by their path
+without the ending (`testbed/study`); anything else is a path. Overlays are merged from left to right, `--key value`
+flags last, then `${...}` is resolved, so that an interpolation follows every override. As everywhere in this field,
+dicts merge and lists replace.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from cropl.errors import UsageError, nearest
+
+ENDINGS = (".yaml", ".yml")
+
+
+def folder() -> Path:
+    """The folder of the built-in recipes: of the installed `cropl.recipes`, or `recipes/` of a source checkout."""
+    spec = importlib.util.find_spec("cropl.recipes")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations)))
+    return Path(__file__).resolve().parent.parent / "recipes"
+
+
+def names(prefix: str = "") -> list[str]:
+    """Names of the built-in recipes that start with `prefix`, sorted."""
+    root = folder()
+    found = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*") if path.suffix in ENDINGS)
+    return sorted(name for name in found if name.startswith(prefix))
+
+
+def find(name: str | Path) -> Path:
+    """The file of a built-in recipe's name, or of a path. UsageError with "did you mean" when there is none."""
+    text = str(name)
+    if not text.endswith(ENDINGS):
+        for ending in ENDINGS:
+            built_in = folder() / f"{text}{ending}"
+            if text and ".." not in Path(text).parts and built_in.is_file():
+                return built_in
+    path = Path(text).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir() and text:
+        raise UsageError(f"recipe {text!r} is a folder; name one recipe (`cropl ls` lists the built-in ones)")
+    known = names()
+    bare = text.removesuffix(".yaml").removesuffix(".yml")
+    close = get_close_matches(bare, known, n=1, cutoff=0.4)
+    # A name without its folder ("study") is the most common slip, and too far away for difflib.
+    close = close or [other for other in known if other.rpartition("/")[2] == bare.rpartition("/")[2]][:1]
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise UsageError(f"unknown recipe {text!r}{hint} (`cropl ls` lists the built-in ones; a path to a YAML works too)")
+
+
+def describe(name: str | Path) -> str:
+    """The first comment line of a recipe: what it is."""
+    for line in find(name).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") and line.strip("# "):
+            return line.strip("# ").strip()
+        if line.strip():
+            break
+    return ""
+
+
+def copy(name: str | Path, destination: str | Path, clobber: bool = False) -> Path:
+    """Copy a recipe to a file or into a folder; UsageError when the file exists, unless `clobber`."""
+    source, target = find(name), Path(destination).expanduser()
+    if target.is_dir() or str(destination).endswith("/"):
+        target = target / source.name
+    elif target.suffix not in ENDINGS:
+        target = target.with_name(target.name + source.suffix)
+    if target.exists() and not clobber:
+        raise UsageError(f"{target} exists; give another name, or --clobber to overwrite it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
+    return target
+
+
+def resolve_config_flags(args: Sequence[str]) -> list[str]:
+    """`args` with the value of every `-c`, `--config` replaced by the file it names (for LightningCLI)."""
+    resolved: list[str] = []
+    pending = False
+    for arg in args:
+        if pending:
+            arg = str(find(arg))
+        elif arg.startswith(("--config=", "-c=")):
+            flag, _, value = arg.partition("=")
+            arg = f"{flag}={find(value)}"
+        pending = not pending and arg in ("-c", "--config")
+        resolved.append(arg)
+    return resolved
+
+
+def parse_flags(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split `-c NAME ... --key value --a.b=value` into recipe names and a dict of dotted overrides.
+
+    Values are read as YAML ("3" is a number, "[192,64]" a list, "null" nothing); a flag without a value is true.
+    """
+    recipes: list[str] = []
+    overrides: dict[str, Any] = {}
+    rest = list(args)
+    while rest:
+        flag = rest.pop(0)
+        if not flag.startswith("-") or flag in ("-", "--"):
+            raise UsageError(f"unexpected argument {flag!r}; overrides are written --key value")
+        name, separator, value = flag.partition("=")
+        if not separator and rest and not rest[0].startswith("--") and rest[0] != "-c":
+            value, separator = rest.pop(0), "="
+        if name in ("-c", "--config"):
+            if not separator:
+                raise UsageError(f"{name} needs the name or the path of a recipe")
+            recipes.append(value)
+        elif name.startswith("--"):
+            overrides[name[2:].replace("-", "_")] = _value(value, name) if separator else True
+        else:
+            raise UsageError(f"unknown flag {flag!r}; overrides are written --key value")
+    return recipes, overrides
+
+
+def _value(text: str, name: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{name} {text!r} is not a value: {str(error).splitlines()[0]}") from None
+
+
+def load(recipes: Sequence[str | Path], overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Merge recipes (names or paths, left to right) and dotted overrides, resolve `${...}`; plain dicts and lists.
+
+    UsageError for an unknown recipe, a file that is not a YAML mapping, an interpolation that does not resolve.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    merged: Any = OmegaConf.create({})
+    where = "recipe"
+    try:
+        for name in recipes:
+            path = find(name)
+            where = str(path)
+            part = OmegaConf.load(path)
+            if not OmegaConf.is_dict(part):
+                raise UsageError(f"{path}: a recipe is a mapping of keys to values, this file is not")
+            merged = OmegaConf.merge(merged, part)
+        for key, value in (overrides or {}).items():
+            where = f"--{key}"
+            if key.startswith("vars.") and OmegaConf.select(merged, key) is None:
+                # Nothing would ever read a variable that the recipe does not have.
+                known = [f"vars.{name}" for name in merged.get("vars") or {}]
+                raise UsageError(f"unknown key {key!r}{nearest(key, known, 'this recipe has')}")
+            OmegaConf.update(merged, key, value, merge=True, force_add=True)
+        where = "recipe"
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def label(recipes: Sequence[str | Path]) -> str:
+    """What a result row calls its recipe: the names joined by '+', a path by its file name."""
+    labels = []
+    for name in recipes:
+        path = find(name)
+        inside = path.is_relative_to(folder())
+        labels.append(path.relative_to(folder()).with_suffix("").as_posix() if inside else path.name)
+    return "+".join(labels)

@@ -1,0 +1,1 @@
+"""Lightning data modules, one dataset family per file; installed as `cropl.datamodules`."""

@@ -1,0 +1,68 @@
+"""`cropl ask` on untrained models: what it prints, what it writes, where the region comes from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from cropl.cli import main
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    path = tmp_path_factory.mktemp("photo") / "photo.jpg"
+    Image.effect_noise((200, 120), 80).convert("RGB").save(path)
+    return str(path)
+
+
+@pytest.fixture
+def ask(tiny_llava, photo, capsys):
+    def run(*args):
+        code = main(["ask", photo, "What color is the star?", "--model", tiny_llava, "--max-new-tokens", "2", *args])
+        told = capsys.readouterr()
+        assert told.err == "" and code == 0, told.err
+        return dict(line.split(None, 1) if " " in line.strip() else (line, "") for line in told.out.splitlines())
+
+    return run
+
+
+def test_a_given_region(ask, tmp_path):
+    told = ask("--region", "2,1,4,3", "-o", str(tmp_path / "overlay.png"))
+    assert told["region"].startswith("2,1,4,3") and "3 x 3" in told["region"]
+    assert told["tokens"].split()[2] == "144" and "from decoder layer 1 of 3 on" in told["tokens"]
+    assert {"answer", "dense", "timing", "overlay"} <= set(told)
+    with Image.open(tmp_path / "overlay.png") as picture:
+        assert picture.size == (640, 384) and picture.format == "PNG"
+
+
+def test_a_budget_is_kept_exactly(ask):
+    assert ask("--region", "2,1,4,3", "--budget", "20")["tokens"].startswith("20 of 144")
+    assert ask("--region", "2,1,4,3", "--budget", "0.25", "--method", "prune")["tokens"].startswith("36 of 144")
+
+
+def test_all_layers_full_is_dense(ask):
+    told = ask("--region", "0,0,0,0", "--layer", "3")
+    assert told["answer"] == told["dense"]
+    assert "dense" not in ask("--method", "dense")
+
+
+def test_a_localizer(ask, tiny_localizer):
+    assert f"predicted by {tiny_localizer}" in ask("--localizer", tiny_localizer)["region"]
+
+
+def test_zero_shot_keeps_the_image_when_no_box_is_named(ask, tiny_localizer):
+    told = ask("--zero-shot", tiny_localizer)
+    assert told["region"].startswith("0,0,7,7") and "named no box" in told["region"]
+
+
+def test_a_regions_file(ask, tmp_path):
+    path = tmp_path / "regions.jsonl"
+    path.write_text(json.dumps({"image": "somewhere/photo.jpg", "region": [5, 5, 6, 6]}) + "\n")
+    assert ask("--regions", str(path))["region"].startswith("5,5,6,6")
+
+
+def test_help(capsys):
+    assert main(["ask", "--help"]) == 0
+    assert "--zero-shot" in capsys.readouterr().out

@@ -1,0 +1,138 @@
+"""The shards data module under a real trainer: complete epochs, exact continuation, and clear refusals."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from cropl.data.manifest import ShardError
+from cropl.data.sample import Sample
+from cropl.data.shards import ShardWriter
+from cropl.datamodules.shards import ShardsDataModule
+from tests.data.conftest import make_sample
+
+
+class Recorder(L.LightningModule):
+    """Remembers which samples it was given, and fails at a step if asked to."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.trained: list[str] = []
+        self.validated: list[tuple[str, bool]] = []
+        self.tested: list[tuple[str, bool]] = []
+        self.fail_at = fail_at
+
+    def training_step(self, batch: list[Sample], index: int) -> torch.Tensor:
+        if len(self.trained) // 3 == self.fail_at:
+            raise RuntimeError("stopped")
+        self.trained += [sample.key for sample in batch]
+        return self.weight * 0
+
+    def validation_step(self, batch: list[Sample], index: int) -> None:
+        self.validated += [(sample.key, sample.valid) for sample in batch]
+
+    def test_step(self, batch: list[Sample], index: int) -> None:
+        self.tested += [(sample.key, sample.valid) for sample in batch]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        # Asking for the number of steps sets the loader up early; the position must survive that.
+        assert self.trainer.estimated_stepping_batches > 0
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, str]:
+    for split, count in (("train", 10), ("val", 5)):
+        with ShardWriter(tmp_path / split, samples_per_shard=3) as writer:
+            for number in range(count):
+                writer.write(make_sample(number, split))
+    return {"train_dir": str(tmp_path / "train"), "val_dir": str(tmp_path / "val")}
+
+
+def trainer(folder: Path, **options: Any) -> L.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
+    return L.Trainer(accelerator="cpu", devices=1, default_root_dir=folder, **quiet, **options)
+
+
+@pytest.fixture(autouse=True)
+def _silence(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR, logger="lightning.pytorch")
+
+
+def data(folders: dict[str, str], **options: Any) -> ShardsDataModule:
+    return ShardsDataModule(**folders, **{"global_batch": 3, "eval_batch": 2, "num_workers": 0, **options})
+
+
+def uninterrupted(folders: dict[str, str], folder: Path, epochs: int = 3) -> list[str]:
+    model = Recorder()
+    trainer(folder, max_epochs=epochs, enable_checkpointing=False).fit(model, data(folders))
+    return model.trained
+
+
+def test_epochs_are_complete_and_differ(folders: dict[str, str], tmp_path: Path) -> None:
+    model = Recorder()
+    trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(model, data(folders))
+    first, second = model.trained[:12], model.trained[12:]  # 10 samples fill 4 batches of 3
+    assert set(first[:10]) == set(second[:10]) == {f"s{i:04d}" for i in range(10)}
+    assert first != second and first[10:] == first[:2]
+    once = [("s0000", True), ("s0001", True), ("s0002", True), ("s0003", True), ("s0004", True), ("s0000", False)]
+    assert model.validated == once * 2
+
+
+@pytest.mark.parametrize(
+    ("stop", "on_exception", "workers"),
+    [(1, False, 0), (4, False, 0), (5, False, 0), (5, True, 0), pytest.param(6, False, 2, marks=pytest.mark.slow)],
+)
+def test_a_stopped_training_continues_at_the_next_sample(
+    folders: dict[str, str], tmp_path: Path, stop: int, on_exception: bool, workers: int
+) -> None:
+    expected = uninterrupted(folders, tmp_path)
+    first = Recorder(fail_at=stop)
+    when: dict[str, Any] = {"save_on_exception": True} if on_exception else {"every_n_train_steps": stop}
+    saver = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, **when)
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, max_epochs=3, callbacks=[saver]).fit(first, data(folders))
+    saved = max((tmp_path / "saved").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
+    second = Recorder()
+    trainer(tmp_path, max_epochs=3, enable_checkpointing=False).fit(
+        second, data(folders, num_workers=workers), ckpt_path=str(saved), weights_only=False
+    )
+    assert first.trained + second.trained == expected
+
+
+def test_testing_visits_every_sample_once(folders: dict[str, str], tmp_path: Path) -> None:
+    model = Recorder()
+    runner = trainer(tmp_path, enable_checkpointing=False)
+    runner.test(model, data({"test_dir": folders["val_dir"]}), verbose=False)
+    assert [key for key, valid in model.tested if valid] == [f"s{i:04d}" for i in range(5)]
+
+
+@pytest.mark.parametrize(("change", "named"), [({"seed": 1}, "seed"), ({"global_batch": 2}, "global_batch")])
+def test_a_position_in_other_data_is_refused(
+    folders: dict[str, str], tmp_path: Path, change: dict[str, int], named: str
+) -> None:
+    runner = trainer(tmp_path, max_steps=1, enable_checkpointing=False)
+    runner.fit(Recorder(), data(folders))
+    runner.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(ValueError, match=named):
+        trainer(tmp_path, max_steps=3, enable_checkpointing=False).fit(
+            Recorder(), data(folders, **change), ckpt_path=str(tmp_path / "one.ckpt"), weights_only=False
+        )
+
+
+def test_missing_folders_and_damaged_shards_are_named(folders: dict[str, str], tmp_path: Path) -> None:
+    runner: Callable[[ShardsDataModule], None] = lambda module: trainer(  # noqa: E731
+        tmp_path, max_steps=1, enable_checkpointing=False
+    ).fit(Recorder(), module)
+    with pytest.raises(ValueError, match="train_dir"):
+        runner(ShardsDataModule(val_dir=folders["val_dir"]))
+    shard = tmp_path / "train" / "samples-000001.tar"
+    shard.write_bytes(shard.read_bytes()[:1024])
+    with pytest.raises(ShardError, match=r"samples-000001\.tar"):
+        runner(data(folders))

@@ -1,0 +1,136 @@
+"""The report and its parts: self-contained, escaped, and honest about what is shown."""
+
+from __future__ import annotations
+
+import random
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from PIL import Image
+
+from cropl.evaluation import gallery, report, tables
+from cropl.evaluation.files import write_atomically, write_json
+from cropl.evaluation.overlay import draw_overlay, kept_runs, svg_overlay
+from cropl.evaluation.plot import Series, accuracy_plot
+from cropl.grid import Region, TokenGrid
+
+GRID = TokenGrid.padded_square(24, 120, 90)
+EVIL = '<script>alert("x")</script>'
+
+
+def row(method="ilp", source="predicted", budget=64, accuracy=0.8, **changes):
+    layers = {"dense": None, "prune": 0}.get(method, 1)
+    made = {
+        "arm": f"{method}-{source}-{budget}", "method": method, "region_source": source, "control": None,
+        "layer": layers, "num_layers": 6, "budget": budget, "budget_meaning": "post_prune", "model": "m",
+        "benchmark": EVIL, "n": 10, "seed": 0, "seeds": None, "infeasible": None, "accuracy": accuracy,
+        "accuracy_ci95": [accuracy - 0.1, accuracy + 0.1], "rel_acc": 95.0, "tokens_kept_mean": budget or 576,
+        "tokens_kept_min": 3, "tokens_kept_max": 90, "layer_average_tokens": 149.3, "prefill_flops": 1e9,
+        "kv_bytes": 1e6, "seconds": 1.0, "recipe": "r", "hardware": "h", "dtype": "float32", "attention": "sdpa",
+        "accuracy_by_kind": {"text": {"accuracy": accuracy, "ci95": [0.1, 0.9], "n": 10}},
+    }  # fmt: skip
+    return {**made, **changes}
+
+
+def prediction(key, pruned, dense, kind="text", image=None):
+    arm = {"prediction": EVIL, "correct": pruned, "region": [0, 0, 3, 3], "tokens_kept": 64}
+    kept = gallery.pack([index % 9 == 0 for index in range(576)])
+    return {
+        "key": key, "image_key": image or key, "kind": kind, "question": EVIL, "answers": [EVIL],
+        "region": [1, 1, 2, 2], "predicted_region": [0, 0, 3, 3], "grid": vars(GRID),
+        "arms": {"ilp-predicted-64": {**arm, "kept": kept}, "dense-none-None": {"prediction": "b", "correct": dense}},
+    }  # fmt: skip
+
+
+RESULTS = {
+    "rows": [row("dense", "none", None, 0.9), row(), row(budget=128), row("random", "none", 64, 0.4, seeds=[0, 1])],
+    "localizer": {"mean_recall": 0.9, "recall_gt_0.5": 1.0, "recall_gt_0.7": 0.9, "recall_gt_0.9": 0.8, "n": 10},
+    "comparisons": [{"a": "x", "b": EVIL, "budget": 64, "difference": 0.2, "ci95": [0.1, 0.3]}],
+}
+
+
+def test_report_is_self_contained_and_escaped(tmp_path):
+    lines = [prediction("a", True, True), prediction("b", False, True)]
+    path = report.write(RESULTS, lines, lambda p: Image.new("RGB", (120, 90), "red"), tmp_path / "report.html")
+    page = path.read_text()
+    assert EVIL not in page and "&lt;script&gt;" in page
+    links = re.findall(r'(?:src|href)="(?!data:)([^"]*)"', page)
+    assert not links and "url(" not in page
+    assert page.count("data:image/jpeg;base64,") == 2 and "Right with every token, wrong after pruning" in page
+
+
+def test_report_without_gallery_or_dense():
+    page = report.render({"rows": [row()]}, [], None)
+    assert "What was kept" not in page and "80.0" in page
+
+
+def test_gallery_takes_each_image_once_and_spreads_kinds():
+    lines = [prediction(f"k{i}", True, True, kind="text" if i < 6 else "count", image=f"i{i // 2}") for i in range(8)]
+    chosen = gallery.choose(lines, "ilp-predicted-64", "dense-none-None", per_group=3)
+    assert [p["key"] for p in chosen["agree"]] == ["k0", "k6", "k2"]
+    groups = {group: gallery.group_of(prediction("x", p, d), "ilp-predicted-64", "dense-none-None")
+              for group, p, d in (("rescued", 1, 0), ("lost", 0, 1), ("both wrong", 0, 0))}  # fmt: skip
+    assert all(name == found for name, found in groups.items())
+
+
+def test_the_row_of_the_gallery():
+    rows = [row("dense", "none", None), row("ilp", "gt", 32), row(), row(budget=128), row(budget=None)]
+    assert report.gallery_row(rows)["arm"] == "ilp-predicted-64"
+    assert report.gallery_row(rows[:2])["region_source"] == "gt"
+    assert report.gallery_row(rows[:1]) is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 64, 575, 576])
+def test_masks_survive_packing(count):
+    keep = [random.Random(count).random() < 0.3 for _ in range(count)]
+    assert gallery.unpack(gallery.pack(keep), count) == keep
+
+
+def test_runs_cover_exactly_what_is_kept():
+    rng = random.Random(0)
+    keep = [rng.random() < 0.4 for _ in range(GRID.num_tokens)]
+    covered = [False] * GRID.num_tokens
+    for first_row, first_col, rows, cols in kept_runs(keep, GRID):
+        for r in range(first_row, first_row + rows):
+            for c in range(first_col, first_col + cols):
+                assert not covered[r * GRID.cols + c]
+                covered[r * GRID.cols + c] = True
+    assert covered == keep
+    square = [3 <= i // 24 < 7 and 2 <= i % 24 < 9 for i in range(576)]
+    assert kept_runs(square, GRID) == [(3, 2, 4, 7)]
+
+
+def test_overlays():
+    image = Image.new("RGB", (120, 90), "red")
+    keep = [i // 24 == 12 for i in range(576)]
+    picture = draw_overlay(image, GRID, keep, Region(1, 1, 3, 3), Region.full())
+    assert picture.size == (640, 480) and image.getpixel((60, 45)) == (255, 0, 0)
+    middle, faded = picture.getpixel((330, 250)), picture.getpixel((330, 40))
+    assert faded[1] > middle[1]  # what was dropped is paler
+    assert ET.fromstring(svg_overlay(image, GRID, keep, Region(1, 1, 3, 3), None)).tag.endswith("svg")
+    assert ET.fromstring(svg_overlay(image, GRID, None, None, None)).tag.endswith("svg")
+
+
+def test_plot_is_valid_and_empty_without_points():
+    svg = accuracy_plot([Series(EVIL, [(64, 0.5, 0.4, 0.6)]), Series("b", [(64, 0, 0, 0)])], (576, 1, 1, 1))
+    assert ET.fromstring(svg).tag.endswith("svg") and EVIL not in svg
+    assert accuracy_plot([]) == "" and accuracy_plot([Series("flat", [(64, 0.5, 0.5, 0.5)])])
+
+
+def test_numbers():
+    assert tables.amount(1.5e12, "FLOP") == "1.5 TFLOP" and tables.amount(999, "B") == "999 B"
+    assert tables.percent(None) == "-" and tables.percent(0.8731) == "87.3"
+    assert tables.interval([0.1, 0.2]) == "10.0..20.0" and tables.interval([-0.1, 0.2], sign=True) == "-10.0..+20.0"
+    assert [tables.excludes_zero(pair) for pair in ([0.01, 0.2], [-0.2, -0.1], [-0.01, 0.2], None)] == [1, 1, 0, 0]
+    assert tables.name(row("ilp", "gt", layer=6)) == "ILP, K = L, true regions"
+    assert tables.budget(row(budget=0.222)) == "22.2 %"
+
+
+def test_files_are_whole_or_absent(tmp_path):
+    path = write_atomically(tmp_path / "new/a.txt", "one")
+    assert path.read_text() == "one"
+    with pytest.raises(TypeError):
+        write_atomically(path, 3)  # type: ignore[arg-type]
+    assert path.read_text() == "one" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+    assert "null" in write_json(tmp_path / "b.json", {"x": float("nan")}).read_text()

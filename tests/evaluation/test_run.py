@@ -1,0 +1,176 @@
+"""A whole study on untrained models and rendered scenes: rows, identities, batch size, files."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from cropl.errors import UsageError
+from cropl.evaluation import tables
+from cropl.evaluation.progress import Stages
+from cropl.evaluation.run import run_study, save
+from cropl.evaluation.study import Study
+from cropl.models.localizer import Localizer
+from cropl.models.vlm import load_vlm
+from cropl.testbed.samples import samples as scenes
+
+FIELDS = {
+    "method", "region_source", "layer", "budget", "budget_meaning", "tokens_kept_mean", "layer_average_tokens",
+    "prefill_flops", "kv_bytes", "accuracy", "accuracy_ci95", "rel_acc", "n",
+}  # fmt: skip
+
+ARMS = [
+    {"method": "ilp", "region_source": ["gt", "predicted", "center", "random"], "layer": 1, "budget": 16},
+    {"method": "prune", "region_source": "predicted", "budget": 16},
+    {"method": "random", "layer": 1, "budget": [16, 0.5]},
+    {"method": "ilp", "region_source": ["predicted", "random"], "layer": "all", "budget": 16},
+    {"method": "ilp", "region_source": "gt", "layer": 2, "budget": 32, "budget_meaning": "layer_average"},
+]
+
+
+def study(**changes):
+    config = {
+        "model": "tiny", "localizer": "loc", "benchmark": "testbed", "data": {"class_path": "x.y"}, "arms": ARMS,
+        "controls": ["blank_image", "evidence_masked", "evidence_only"], "seeds": [0, 1], "batch_size": 4,
+        "max_new_tokens": 2, "chunk_images": 2, "bootstrap": 50,
+    }  # fmt: skip
+    return Study.from_config({**config, **changes})
+
+
+@pytest.fixture(scope="module")
+def world(tiny_llava, tiny_localizer):
+    return load_vlm(tiny_llava), Localizer.from_pretrained(tiny_localizer), scenes("test", 6)
+
+
+@pytest.fixture(scope="module")
+def outcome(world):
+    vlm, localizer, samples = world
+    return run_study(study(), samples, vlm, localizer, recipe="testbed/study", stages=Stages())
+
+
+@pytest.fixture(scope="module")
+def rows(outcome):
+    return {row["arm"]: row for row in outcome.results["rows"]}
+
+
+def test_rows_have_the_fields(outcome, rows):
+    assert outcome.results["rows"][0]["method"] == "dense"
+    for row in rows.values():
+        assert set(row) >= FIELDS
+        assert row["n"] == 6 and row["recipe"] == "testbed/study" and row["versions"]["torch"] == torch.__version__
+    assert set(outcome.results["localizer"]) == {"mean_recall", "recall_gt_0.5", "recall_gt_0.7", "recall_gt_0.9", "n"}
+    assert outcome.results["localizer"]["n"] == 6
+    assert [row["control"] for row in rows.values() if row["control"]] == [
+        "blank_image",
+        "evidence_masked",
+        "evidence_only",
+    ]
+
+
+def test_budgets_are_met(rows):
+    for key, row in rows.items():
+        if key.startswith("ilp") and row["budget"] == 16:
+            assert abs(row["tokens_kept_mean"] - 16) <= 1
+    assert rows["random-k1-16"]["tokens_kept_min"] == rows["random-k1-16"]["tokens_kept_max"] == 16
+    assert rows["random-k1-0.5"]["tokens_kept_mean"] == 72
+    assert rows["ilp-predicted-k1-16"]["layer_average_tokens"] == pytest.approx(
+        (144 + 2 * rows["ilp-predicted-k1-16"]["tokens_kept_mean"]) / 3
+    )
+
+
+def test_layer_average_that_cannot_be_is_infeasible(rows):
+    row = rows["ilp-gt-k2-32-layer_average"]  # two of three layers cost 96 on their own
+    assert row["accuracy"] is None and "96" in row["infeasible"]
+    assert "infeasible" in tables.results_html([row])
+
+
+def test_every_layer_full_is_dense(outcome, rows):
+    for line in outcome.predictions:
+        dense = line["arms"]["dense"]["prediction"]
+        for arm in ("ilp-predicted-kall-16", "ilp-random-kall-16#0", "ilp-random-kall-16#1"):
+            assert line["arms"][arm]["prediction"] == dense
+    for arm in ("ilp-predicted-kall-16", "ilp-random-kall-16"):
+        assert rows[arm]["accuracy"] == rows["dense"]["accuracy"]
+        assert rows[arm]["prefill_flops"] == rows["dense"]["prefill_flops"]
+        assert rows[arm]["kv_bytes"] == rows["dense"]["kv_bytes"]
+        assert rows[arm]["layer_average_tokens"] == 144
+
+
+def test_costs_order(rows):
+    ilp, prune, dense = rows["ilp-predicted-k1-16"], rows["prune-predicted-k0-16"], rows["dense"]
+    assert prune["prefill_flops"] < ilp["prefill_flops"] < dense["prefill_flops"]
+    assert prune["kv_bytes"] < ilp["kv_bytes"] < dense["kv_bytes"]
+    assert dense["prefill_flops"] < dense["prefill_flops_with_vision"] == dense["prefill_flops_with_localizer"]
+    assert ilp["prefill_flops_with_localizer"] > ilp["prefill_flops_with_vision"] > ilp["prefill_flops"]
+    assert (prune["layer"], prune["positions"], ilp["positions"]) == (0, "compact", "original")
+
+
+def test_result_does_not_depend_on_batches_or_order(world, outcome):
+    vlm, localizer, samples = world
+    other = run_study(study(batch_size=3, chunk_images=1), samples[::-1], vlm, localizer, stages=Stages())
+    mine = {line["key"]: line["arms"] for line in outcome.predictions}
+    for line in other.predictions:
+        assert {arm: v["kept"] for arm, v in line["arms"].items()} == {
+            arm: v["kept"] for arm, v in mine[line["key"]].items()
+        }
+        assert {arm: v["prediction"] for arm, v in line["arms"].items()} == {
+            arm: v["prediction"] for arm, v in mine[line["key"]].items()
+        }
+
+
+def test_center_and_random_have_the_predicted_size(outcome):
+    def size(region):
+        return region[2] - region[0], region[3] - region[1]
+
+    for line in outcome.predictions:
+        predicted = size(line["predicted_region"])
+        for arm in ("ilp-predicted-k1-16", "ilp-center-k1-16", "ilp-random-k1-16#0", "ilp-random-k1-16#1"):
+            assert size(line["arms"][arm]["region"]) == predicted
+
+
+def test_comparisons(outcome):
+    pairs = {(c["arm_a"], c["arm_b"]) for c in outcome.results["comparisons"]}
+    rivals = ("ilp-gt-k1-16", "ilp-center-k1-16", "ilp-random-k1-16", "random-k1-16", "prune-predicted-k0-16")
+    assert pairs == {("ilp-predicted-k1-16", rival) for rival in rivals}
+
+
+def test_files(world, outcome, tmp_path):
+    _, _, samples = world
+    path = save(outcome, samples, tmp_path / "out", gallery_size=1)
+    assert json.loads((tmp_path / "out/results.json").read_text())["rows"][0]["arm"] == "dense"
+    lines = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == [sample.key for sample in samples]
+    page = path.read_text()
+    assert (
+        page.count("data:image/jpeg;base64,") >= 1
+        and "<svg" in page
+        and "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    )
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["predictions.jsonl", "report.html", "results.json"]
+
+
+def test_a_family_whose_grid_follows_the_image(tiny_localizer, world):
+    one = study(arms=[{"method": "dense"}], controls=[], localizer=None)
+    result = run_study(one, world[2], load_vlm(tiny_localizer), stages=Stages()).results
+    row = result["rows"][0]
+    assert 16 < row["tokens_kept_mean"] < 80 and row["layer_average_tokens"] == row["tokens_kept_mean"]
+    assert result["localizer"] is None and row["prefill_flops_with_vision"] > row["prefill_flops"] > 0
+
+
+def test_errors(world):
+    vlm, localizer, samples = world
+    with pytest.raises(UsageError, match="no samples"):
+        run_study(study(), [], vlm, localizer, stages=Stages())
+    with pytest.raises(UsageError, match="occurs twice"):
+        run_study(study(), [samples[0], samples[0]], vlm, localizer, stages=Stages())
+    with pytest.raises(UsageError, match="layer 4 is above 3"):
+        one = study(arms=[{"method": "ilp", "region_source": "gt", "layer": 4, "budget": 16}])
+        run_study(one, samples, vlm, localizer, stages=Stages())
+    with pytest.raises(UsageError, match="budget 145"):
+        one = study(arms=[{"method": "ilp", "region_source": "gt", "layer": 1, "budget": 145}])
+        run_study(one, samples, vlm, localizer, stages=Stages())
+    with pytest.raises(UsageError, match="above 144"):
+        one = study(arms=[{"method": "random", "layer": 1, "budget": 145}])
+        run_study(one, samples, vlm, localizer, stages=Stages())

@@ -1,0 +1,96 @@
+"""Studies: lists of knobs become arms, and every key and value is checked before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from cropl.errors import UsageError
+from cropl.evaluation.study import Study
+
+BASE = {"model": "m", "localizer": "l", "data": {"class_path": "a.b"}}
+
+
+def study(arms, **changes):
+    return Study.from_config({**BASE, "arms": arms, **changes})
+
+
+def test_lists_are_products_in_the_order_written():
+    made = study([{"method": "ilp", "region_source": ["gt", "predicted"], "layer": [1, 2], "budget": [64, 0.25]}])
+    assert [arm.key for arm in made.arms] == [
+        "dense", "ilp-gt-k1-64", "ilp-gt-k1-0.25", "ilp-gt-k2-64", "ilp-gt-k2-0.25",
+        "ilp-predicted-k1-64", "ilp-predicted-k1-0.25", "ilp-predicted-k2-64", "ilp-predicted-k2-0.25",
+    ]  # fmt: skip
+
+
+def test_names_say_what_differs():
+    made = study(
+        [
+            {"method": "prune", "region_source": "gt", "budget": 64},
+            {"method": "ilp", "region_source": "random", "layer": "all", "positions": "compact", "seeds": [3, 4]},
+            {"method": "ilp", "region_source": "gt", "budget": 64, "budget_meaning": "layer_average"},
+            {"method": "cropl.pruning.random.RandomTokens", "init_args": {"tokens": 5}},
+        ],
+        controls=["blank_image"],
+    )
+    assert [arm.key for arm in made.arms] == [
+        "dense", "dense-blank_image", "prune-gt-k0-64", "ilp-random-kall-compact", "ilp-gt-64-layer_average",
+        "randomtokens-tokens=5",
+    ]  # fmt: skip
+    assert made.arms[3].runs() == [3, 4] and made.arms[2].runs() == [None]
+    assert made.arms[2].positions == "compact"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"modle": "x"}, "did you mean 'model'"),
+        ({"model": None}, "'model' is missing"),
+        ({"data": {"init_args": {}}}, "class_path"),
+        ({"data": {"class_path": "a", "initargs": {}}}, "did you mean 'init_args'"),
+        ({"arms": "dense"}, "list of mappings"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": True}, "batch_size True"),
+        ({"seeds": []}, "at least one"),
+        ({"seeds": [1.5]}, "list of integers"),
+        ({"controls": ["blank"]}, "did you mean 'blank_image'"),
+    ],
+)
+def test_study_errors(changes, says):
+    with pytest.raises(UsageError, match=says):
+        Study.from_config({**BASE, "arms": [{"method": "dense"}], **changes})
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        ({"method": "ilq", "region_source": "gt"}, "did you mean 'ilp'"),
+        ({}, "unknown method"),
+        ({"method": "ilp"}, "needs a region_source"),
+        ({"method": "ilp", "region_source": "pred"}, "did you mean 'predicted'"),
+        ({"method": "ilp", "region_source": "gt", "layer": -1}, "layer -1"),
+        ({"method": "ilp", "region_source": "gt", "layer": "first"}, "layer 'first'"),
+        ({"method": "ilp", "region_source": "gt", "budget": 0}, "budget 0"),
+        ({"method": "ilp", "region_source": "gt", "budget": 1.2}, "budget 1.2"),
+        ({"method": "ilp", "region_source": "gt", "budget": "64"}, "budget '64'"),
+        ({"method": "ilp", "region_source": "gt", "budget_meaning": "average"}, "budget_meaning"),
+        ({"method": "ilp", "region_source": "gt", "positions": "kept"}, "positions"),
+        ({"method": "prune", "region_source": "gt", "layer": 1}, "is ILP with layer 0"),
+        ({"method": "random", "layer": 1}, "need a budget"),
+        ({"method": "ilp", "region_source": "file"}, "needs the key 'regions'"),
+        ({"method": "ilp", "region_source": "gt", "layers": 1}, "did you mean 'layer'"),
+    ],
+)
+def test_arm_errors(arm, says):
+    with pytest.raises(UsageError, match=says):
+        study([arm])
+
+
+def test_no_arm_twice():
+    with pytest.raises(UsageError, match="listed twice"):
+        study([{"method": "ilp", "region_source": "gt", "budget": [64, 64]}])
+
+
+def test_sizes_of_controls_need_a_source():
+    with pytest.raises(UsageError, match="'center' needs a localizer"):
+        study([{"method": "ilp", "region_source": "center", "budget": 64}], localizer=None)
+    study([{"method": "ilp", "region_source": ["file", "center"], "budget": 64}], localizer=None, regions="r.jsonl")

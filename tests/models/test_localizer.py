@@ -1,0 +1,103 @@
+"""The localizer decodes four coordinates that always form a region, alike one by one and in a batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cropl.grid import Region
+from cropl.models.localizer import Localizer, _Coordinates
+from cropl.models.vlm import load_vlm
+from cropl.modules.localizer import LocalizerModule, add_tokens
+from cropl.prompt import RegionCodec
+from cropl.testbed.build import build_qwen2_vl
+from cropl.testbed.cache import SceneCache
+from cropl.testbed.samples import samples
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(build_qwen2_vl(tmp_path_factory.mktemp("qwen2_vl"), layers=2, width=64))
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """A localizer's checkpoint (untrained, but with its tokens), written by the module that trains it."""
+    torch.manual_seed(1)
+    module = LocalizerModule(base)
+    folder = tmp_path_factory.mktemp("localizer")
+    module.export(folder)
+    return module, str(folder)
+
+
+def test_constrained_decoding_allows_exactly_the_ordered_coordinates():
+    ids = torch.randperm(40)[:16].tolist()
+    constraint = _Coordinates(ids, prompt_length=3)
+    rows = torch.zeros(2, 3, dtype=torch.long)
+    picked = [[2, 5], [1, 7]]  # x_min of the two rows, then y_min
+    for step in range(4):
+        scores = constraint(rows, torch.randn(2, 60))
+        for row in range(2):
+            allowed = scores[row].isfinite().nonzero().flatten().tolist()
+            least = picked[step - 2][row] if step >= 2 else 0
+            axis = ids[:8] if step % 2 == 0 else ids[8:]
+            assert sorted(allowed) == sorted(axis[least:])
+        if step < 2:
+            chosen = torch.tensor([[ids[8 * step + p]] for p in picked[step]])
+        else:
+            chosen = scores.argmax(1, keepdim=True)
+        rows = torch.cat([rows, chosen], dim=1)
+
+
+def test_a_batch_gives_what_its_rows_give_alone(trained):
+    localizer = Localizer.from_pretrained(trained[1])
+    made = samples("val", 7)
+    images, questions = [s.image for s in made], [s.question for s in made]
+    together = localizer.locate(images, questions)
+    assert all(isinstance(region, Region) for region in together) and localizer.fallbacks == 0
+    assert together == [localizer.locate([i], [q])[0] for i, q in zip(images, questions)]
+    assert localizer.locate([], []) == []
+
+
+def test_validation_decodes_as_inference_does(trained, base, tmp_path):
+    """The module's packed, step-by-step decoding and `Localizer.locate` are two implementations of one thing."""
+    module, folder = trained
+    module.eval()
+    cache = SceneCache(base, "val", 3, tmp_path)
+    items = [cache[i] for i in range(3)]
+    batch = {
+        "pixels": [i.pixels for i in items],
+        "grids": [i.grid_hw for i in items],
+        "questions": [i.questions for i in items],
+    }
+    packed = module.locate(batch)
+    pictures = [i.picture() for i in items for _ in i.questions]
+    questions = [q["question"] for i in items for q in i.questions]
+    assert Localizer.from_pretrained(folder).locate(pictures, questions) == packed
+
+
+def test_a_model_without_coordinate_tokens_is_no_localizer(base):
+    with pytest.raises(ValueError, match="coordinate tokens"):
+        Localizer.from_pretrained(base)
+
+
+def test_digits_need_no_tokens_and_fall_back_to_the_whole_image(base):
+    localizer = Localizer.from_pretrained(base, codec=RegionCodec("digits"))
+    made = samples("val", 2)
+    assert localizer.locate([s.image for s in made], [s.question for s in made]) == [Region.full()] * 2
+    assert localizer.fallbacks == 2
+
+
+def test_the_embedding_table_only_grows(base):
+    vlm = load_vlm(base)
+    model, tokenizer = vlm.model, vlm.processor.tokenizer
+    known = len(tokenizer)
+    model.resize_token_embeddings(known + 40)  # a padded table, like the real checkpoint's
+    before = model.get_input_embeddings().weight.detach().clone()
+    add_tokens(model, tokenizer, RegionCodec().added_tokens)
+    after = model.get_input_embeddings().weight
+    assert len(after) == len(before) == known + 40
+    assert torch.equal(after[:known], before[:known])
+    assert model.get_output_embeddings().weight is after  # tied, and still so
+    rows = after[known : known + 16]
+    assert rows.std(0).mean() > 0 and len(torch.unique(rows, dim=0)) == 16

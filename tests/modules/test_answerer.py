@@ -1,0 +1,125 @@
+"""The answering module under Lightning: methods, marked padding, and one process against two."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+from torch.utils.data import DataLoader
+
+from cropl.cli import main
+from cropl.metrics.answer import exact_match
+from cropl.modules.answerer import AnswererModule
+from cropl.pruning import ILP, Dense, RandomTokens
+from cropl.testbed.samples import samples as scenes
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return scenes("test", 5)
+
+
+def as_is(batch):
+    return batch
+
+
+def trainer():
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def test_steps(tiny_llava, tiny_localizer, questions):
+    module = AnswererModule(tiny_llava, tiny_localizer, ILP(layer=1), budget=20, max_new_tokens=2)
+    loader = DataLoader(questions, batch_size=2, collate_fn=as_is)
+    batches = trainer().predict(module, loader)
+    lines = [line for batch in batches for line in batch]
+    assert [line["key"] for line in lines] == [sample.key for sample in questions]
+    assert all(line["tokens_kept"] == 20 and len(line["region"]) == 4 for line in lines)
+    scores = trainer().test(module, loader, verbose=False)[0]
+    right = [exact_match(line["prediction"], sample.answers) for line, sample in zip(lines, questions)]
+    assert scores["test/accuracy"] == pytest.approx(sum(right) / 5)
+    assert {"test/mean_recall", "test/recall_gt_0.9"} <= set(scores)
+
+
+def test_padding_is_left_out(tiny_llava, questions):
+    module = AnswererModule(tiny_llava, None, ILP(layer=1), "gt", max_new_tokens=1)
+    batch = {"samples": [*questions[:2], questions[0]], "valid": [True, True, False]}
+    module.test_step(batch, 0)
+    assert module.accuracy.counts[:, 1].sum() == 2 and module.recall.compute()["n"] == 2
+    assert module.recall.compute()["mean_recall"] == 1
+    assert len(module.predict_step(batch, 0)) == 2
+
+
+@pytest.mark.parametrize("method", [None, Dense(), RandomTokens(tokens=7, layer=1)])
+def test_methods_without_regions(tiny_llava, questions, method):
+    module = AnswererModule(tiny_llava, None, method, "none", max_new_tokens=1)
+    texts, regions, kept = module.answer(questions[:2])
+    assert len(texts) == 2 and regions is None
+    assert kept == ([7, 7] if isinstance(method, RandomTokens) else [144, 144])
+
+
+def test_full_layers_answer_like_dense(tiny_llava, questions):
+    dense = AnswererModule(tiny_llava, None, None, "none", max_new_tokens=2).answer(questions)[0]
+    assert AnswererModule(tiny_llava, None, ILP(layer=3), "gt", max_new_tokens=2).answer(questions)[0] == dense
+
+
+def test_controls_use_the_localizer(tiny_llava, tiny_localizer, questions):
+    areas = []
+    for source in ("predicted", "center", "random"):
+        module = AnswererModule(tiny_llava, tiny_localizer, ILP(layer=1), source, max_new_tokens=1)
+        regions = module.answer(questions[:3])[1]
+        areas.append([region.area for region in regions])
+    assert areas[0] == areas[1] == areas[2]
+
+
+def test_errors(tiny_llava):
+    with pytest.raises(ValueError, match="region_source other than 'none'"):
+        AnswererModule(tiny_llava, None, ILP(layer=1), "none")
+    with pytest.raises(ValueError, match="needs a localizer"):
+        AnswererModule(tiny_llava, None, ILP(layer=1), "predicted")
+
+
+SCRIPT = """
+import json, sys, lightning.pytorch as pl
+from cropl import cli
+
+def keep(self, trainer, module):
+    if trainer.is_global_zero:
+        with open(sys.argv[1], "w") as file:
+            json.dump({name: float(value) for name, value in trainer.callback_metrics.items()}, file)
+
+pl.callbacks.Callback.on_test_end = keep
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+def test_two_processes_score_like_one(tiny_llava, tiny_localizer, questions, tmp_path):
+    (tmp_path / "run.py").write_text(SCRIPT)
+    flags = [
+        "test", "-c", "testbed/ilp", "--model.model", tiny_llava, "--model.localizer", tiny_localizer,
+        "--model.budget", "20", "--model.max_new_tokens", "1", "--data.count", "5", "--data.batch_size", "2",
+        "--trainer.enable_progress_bar", "false", "--trainer.devices", "2",
+    ]  # fmt: skip
+    args = [sys.executable, str(tmp_path / "run.py"), str(tmp_path / "two.json"), *flags]
+    done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    module = AnswererModule(tiny_llava, tiny_localizer, ILP(layer=1), budget=20, max_new_tokens=1)
+    one = trainer().test(module, DataLoader(questions, batch_size=2, collate_fn=as_is), verbose=False)[0]
+    assert json.loads((tmp_path / "two.json").read_text()) == one
+
+
+def test_from_the_command_line(tiny_llava, capsys):
+    flags = ["--model.model", tiny_llava, "--model.localizer", "null", "--model.region_source", "gt"]
+    assert main(["test", "-c", "testbed/ilp", *flags, "--data.count", "2", "--model.max_new_tokens", "1"]) == 0
+    assert "test/accuracy" in capsys.readouterr().out

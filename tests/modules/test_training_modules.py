@@ -1,0 +1,101 @@
+"""The training modules: what trains, what stays frozen, and that validation scores as generation would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cropl.datamodules.testbed import collate_scenes
+from cropl.metrics.answer import exact_match
+from cropl.models.vlm import load_vlm
+from cropl.modules.dense_labels import DenseLabelModule
+from cropl.modules.instruction import InstructionModule, _strided
+from cropl.testbed.build import build_llava, build_qwen2_vl
+from cropl.testbed.cache import SceneCache
+
+BUILD = {"llava": build_llava, "qwen2_vl": build_qwen2_vl}
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen2_vl"])
+def prepared(request, tmp_path_factory):
+    """(folder of an untrained model, batch of two scenes)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    checkpoint = str(BUILD[request.param](folder / "model", layers=2, width=64))
+    cache = SceneCache(checkpoint, "train", 2, folder / "cache")
+    return checkpoint, collate_scenes([cache[0], cache[1]]), cache
+
+
+def _losses(module, batch, steps=12):
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for i in range(steps):
+        optimizer.zero_grad()
+        loss = module.training_step(batch, i)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    return losses
+
+
+def test_the_tower_learns_its_dense_labels_and_nothing_else_moves(prepared):
+    checkpoint, batch, _ = prepared
+    module = DenseLabelModule(checkpoint)
+    module._trainer = type("T", (), {"global_step": 0, "estimated_stepping_batches": 1})()
+    before = {n: p.clone() for n, p in module.named_parameters() if not p.requires_grad}
+    losses = _losses(module, batch)
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(torch.equal(p, before[n]) for n, p in module.named_parameters() if n in before)
+    assert any("language_model" in name for name in before)
+
+
+def test_windows_carry_the_labels_of_their_own_patches(tmp_path):
+    checkpoint = str(build_llava(tmp_path / "model", layers=1, width=64))
+    cache = SceneCache(checkpoint, "train", 2, tmp_path / "cache")
+    batch = collate_scenes([cache[0], cache[1]])
+    batch["labels"] = torch.arange(2 * 576).float()[:, None].expand(-1, 8)
+    module = DenseLabelModule(checkpoint)
+    _, labels = module._windows(batch)
+    windows = labels[:, 0].reshape(8, 12, 12)
+    assert (windows.diff(dim=2) == 1).all() and (windows.diff(dim=1) == 24).all()
+    assert (windows[::2] < 576).all() and (windows[1::2] >= 576).all()
+
+
+def test_instruction_trains_decoder_and_projector_with_the_tower_frozen(prepared):
+    checkpoint, batch, _ = prepared
+    module = InstructionModule(checkpoint)
+    frozen = [n for n, p in module.named_parameters() if not p.requires_grad]
+    trained = [n for n, p in module.named_parameters() if p.requires_grad]
+    assert frozen and all("vision_tower" in n or ".visual." in n for n in frozen)
+    assert any("projector" in n or "merger" in n for n in trained) and any("layers.1" in n for n in trained)
+    assert set(module.state_dict()) >= set(trained) and not set(module.state_dict()) & set(frozen)
+    losses = _losses(module, batch)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_validation_counts_what_generation_answers(prepared):
+    """Teacher-forced scoring of packed rows against greedy decoding, one question at a time."""
+    checkpoint, batch, cache = prepared
+    module = InstructionModule(checkpoint)
+    _losses(module, batch, steps=25)
+    module.eval()
+    with torch.no_grad():
+        module.validation_step(batch, 0)
+    score = float(module.accuracy.compute()["accuracy"])
+    vlm = load_vlm(checkpoint)
+    vlm.model.load_state_dict(module.model.state_dict())
+    right = []
+    for i, rows in enumerate(batch["questions"]):
+        for row in rows:
+            answer = vlm.generate(vlm.inputs([cache[i].picture()], [row["question"]]), max_new_tokens=4)[0]
+            right.append(exact_match(answer, [row["answer"]]))
+    assert score == pytest.approx(sum(right) / len(right)) and score > 0
+
+
+def test_strided_tokens_form_a_regular_grid():
+    for _ in range(8):
+        index = _strided((24, 24), 2)
+        rows, columns = index // 24, index % 24
+        assert len(index) == 144
+        assert len(set(rows.tolist())) == 12 and len({r % 2 for r in rows.tolist()}) == 1
+        assert len(set(columns.tolist())) == 12 and len({c % 2 for c in columns.tolist()}) == 1
