@@ -60,7 +60,8 @@ def _dispatch(verb: str, rest: list[str]) -> int:
     if verb in TRAINING_VERBS:
         return _train([verb, *recipe.resolve_config_flags(rest)])
     if verb in COMMANDS:
-        return int(importlib.import_module(f"cropl.commands.{verb}").run(rest) or 0)
+        command = importlib.import_module(f"cropl.commands.{verb}")
+        return int((command.run(rest, training_cli) if verb == "quickstart" else command.run(rest)) or 0)
     raise UsageError(f"unknown command {verb!r}{nearest(verb, [*TRAINING_VERBS, *COMMANDS], 'commands')}")
 
 

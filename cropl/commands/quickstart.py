@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cropl.commands.arguments import Parser
 from cropl.errors import RunError
@@ -19,8 +20,8 @@ TRAINING, STUDY = "testbed/quickstart_localizer", "testbed/quickstart"
 QUESTION = "Is there a red circle?"
 
 
-def run(args: Sequence[str]) -> int:
-    """The command; returns its exit code."""
+def run(args: Sequence[str], training_cli: Callable[..., Any]) -> int:
+    """The command; returns its exit code. ``training_cli`` builds the parts of a training recipe."""
     parser = Parser("quickstart", __doc__)
     parser.add_argument("--out", default="runs/quickstart", help="folder of the results (default: %(default)s)")
     parser.add_argument("--skip-training", action="store_true", help="leave out step 1")
@@ -31,7 +32,7 @@ def run(args: Sequence[str]) -> int:
 
     if not given.skip_training:
         _title("1. a localizer, fine-tuned from the shipped base for a short run")
-        _train()
+        _train(training_cli)
     _title("2. pruning with the shipped localizer, against dense and the controls")
     _study(out)
     _title("3. the same path on a photograph")
@@ -44,10 +45,9 @@ def _title(text: str) -> None:
     print(f"\n== {text}\n", flush=True)
 
 
-def _train() -> None:
+def _train(training_cli: Callable[..., Any]) -> None:
     """`cropl fit` on the training recipe, with a validation before the first step and after the last."""
     from cropl import recipe
-    from cropl.cli import training_cli
 
     cli = training_cli(["--config", str(recipe.find(TRAINING))], run=False)
 

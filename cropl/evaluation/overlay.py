@@ -25,12 +25,28 @@ def kept_runs(keep: Sequence[bool], grid: TokenGrid) -> list[tuple[int, int, int
             first = col
             while col < grid.cols and keep[row * grid.cols + col]:
                 col += 1
-            above = next((i for i, run in enumerate(runs) if run[1] == first and run[3] == col - first), None)
-            if above is not None and runs[above][0] + runs[above][2] == row:
-                runs[above] = (runs[above][0], first, runs[above][2] + 1, col - first)
+            above = [i for i, r in enumerate(runs) if r[1] == first and r[3] == col - first and r[0] + r[2] == row]
+            if above:
+                runs[above[0]] = (runs[above[0]][0], first, runs[above[0]][2] + 1, col - first)
             else:
                 runs.append((row, first, 1, col - first))
     return runs
+
+
+def kept_outline(keep: Sequence[bool], grid: TokenGrid) -> list[tuple[int, int, int, int]]:
+    """Lines `(x0, y0, x1, y1)`, in tokens, where a kept token meets a dropped one or the end of the grid."""
+
+    def kept(row: int, col: int) -> bool:
+        return 0 <= row < grid.rows and 0 <= col < grid.cols and keep[row * grid.cols + col]
+
+    lines = []
+    for row in range(grid.rows + 1):
+        for col in range(grid.cols + 1):
+            if kept(row, col) != kept(row - 1, col):
+                lines.append((col, row, col + 1, row))
+            if kept(row, col) != kept(row, col - 1):
+                lines.append((col, row, col, row + 1))
+    return lines
 
 
 def draw_overlay(
@@ -63,8 +79,9 @@ def draw_overlay(
     for i in range(1, GRID):
         draw.line([(width * i / GRID, 0), (width * i / GRID, height)], fill="#b9bfcc", width=1)
         draw.line([(0, height * i / GRID), (width, height * i / GRID)], fill="#b9bfcc", width=1)
-    for box in boxes:
-        draw.rectangle(box, outline=KEPT, width=2)
+    for x0, y0, x1, y1 in kept_outline(keep, grid):
+        ends = [(grid.left * scale + x * cell_w, grid.top * scale + y * cell_h) for x, y in ((x0, y0), (x1, y1))]
+        draw.line(ends, fill=KEPT, width=2)
     if region is not None:
         draw.rectangle(_pixels(region, width, height), outline=PREDICTED, width=4)
     if truth is not None:
@@ -102,8 +119,14 @@ def svg_overlay(
         # Everything that was dropped is faded: an outer rectangle with the kept runs as holes.
         parts.append(
             f'<path d="M0 0h{width}v{height}h{-width}z{holes}" fill="#fff" fill-opacity="0.66" fill-rule="evenodd"/>'
-            f'<path d="{holes}" fill="{KEPT}" fill-opacity="0.12" stroke="{KEPT}" stroke-width="{1.2 * unit:.2f}"/>'
+            f'<path d="{holes}" fill="{KEPT}" fill-opacity="0.12"/>'
         )
+        outline = "".join(
+            f"M{grid.left + x0 * cell_w:.1f} {grid.top + y0 * cell_h:.1f}"
+            f"L{grid.left + x1 * cell_w:.1f} {grid.top + y1 * cell_h:.1f}"
+            for x0, y0, x1, y1 in kept_outline(keep, grid)
+        )
+        parts.append(f'<path d="{outline}" stroke="{KEPT}" stroke-width="{1.2 * unit:.2f}"/>')
     lines = "".join(f"M{width * i / GRID:.1f} 0v{height}M0 {height * i / GRID:.1f}h{width}" for i in range(1, GRID))
     parts.append(f'<path d="{lines}" stroke="#7d8597" stroke-opacity="0.45" stroke-width="{0.6 * unit:.2f}"/>')
     dashes = f'stroke-dasharray="{6 * unit:.1f} {4 * unit:.1f}"'

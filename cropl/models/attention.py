@@ -24,7 +24,7 @@ class LayerInput:
     sin_BSE: Tensor
 
     def rows(self, batch_T: Tensor, position_T: Tensor, allowed_TS: Tensor) -> Tensor:
-        """Log attention (T, H, S) of the queries at (``batch_T``, ``position_T``) to the positions that they may see."""
+        """Log attention (T, H, S) of the queries at (``batch_T``, ``position_T``) to the positions they may see."""
         head = self.attention.head_dim
         query_THE = self.attention.q_proj(self.hidden_BSD[batch_T, position_T]).unflatten(-1, (-1, head))
         key_BSHE = self.attention.k_proj(self.hidden_BSD).unflatten(-1, (-1, head))
@@ -55,9 +55,7 @@ def watched(decoder: Any, layers: Sequence[int]) -> Iterator[dict[int, LayerInpu
 
         return hook
 
-    handles = [
-        decoder.layers[i].self_attn.register_forward_pre_hook(record(i), with_kwargs=True) for i in layers
-    ]
+    handles = [decoder.layers[i].self_attn.register_forward_pre_hook(record(i), with_kwargs=True) for i in layers]
     try:
         yield seen
     finally:

@@ -73,7 +73,7 @@ class InstructionModule(TrainingModule):
         return packed, *packed_logits(self.model, packed, features)
 
     def _rows(self, batch: dict[str, Any], stride: int) -> tuple[Packed, list[Tensor], list[list[Tensor]]]:
-        """Packed rows, the features of their visual tokens, and for each of their turns the evidence among the tokens."""
+        """Packed rows, the features of their visual tokens, and each turn's evidence among these."""
         features = encode_pictures(self.model, batch["pixels"], batch["grids"])
         merge = 1 if self.is_llava else self.model.config.vision_config.spatial_merge_size
         prefixes, keeps = [], []
@@ -85,9 +85,7 @@ class InstructionModule(TrainingModule):
             keeps.append(slice(None) if keep_V is None else keep_V)
         drawn = [self._drawn(rows) for rows in batch["questions"]]
         packed = self.prompts.pack(prefixes, [[self.as_turn(row) for row in rows] for rows in drawn])
-        evidence = [
-            [row["evidence"][:, keep] for row in rows if "evidence" in row] for rows, keep in zip(drawn, keeps)
-        ]
+        evidence = [[row["evidence"][:, keep] for row in rows if "evidence" in row] for rows, keep in zip(drawn, keeps)]
         return packed.to(self.device), features, evidence
 
     def as_turn(self, row: dict[str, Any]) -> Turn:
@@ -164,7 +162,7 @@ def _strided(grid: tuple[int, int], stride: int) -> Tensor:
 
 
 def _announced(packed: Packed, row_T: Tensor, position_T: Tensor, allowed_TS: Tensor) -> Tensor:
-    """Bool (T, S): the token behind each occurrence of the answer in its own prompt ("A red B blue": A announces red)."""
+    """Bool (T, S): the tokens behind the answer in its own prompt (in "A red B blue", A announces red)."""
     answer_T = packed.labels_BS[row_T, position_T]
     said_TS = (packed.input_ids_BS[row_T] == answer_T[:, None]) & allowed_TS
     said_TS[torch.arange(len(row_T), device=said_TS.device), position_T] = False

@@ -7,6 +7,7 @@ tiny Qwen2-VL about 64 merged tokens whose grid follows the picture's shape. The
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -52,7 +53,7 @@ def build_llava(folder: str | Path, layers: int = 6, width: int = 128, seed: int
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_config=vision, text_config=text, image_token_index=_id(tokenizer, "<image>"),
         image_seq_length=576, vision_feature_layer=-1, vision_feature_select_strategy="default",
     )  # fmt: skip
     model = LlavaForConditionalGeneration(config)
@@ -75,7 +76,7 @@ def build_qwen2_vl(folder: str | Path, layers: int = 5, width: int = 128, seed: 
     marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = build_tokenizer(special, marks)
     tokenizer.chat_template = QWEN_CHAT
-    ids = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in marks}
+    ids = {mark: _id(tokenizer, mark) for mark in marks}
     half = width // 4 // 2  # of a head: time, rows and columns share its frequencies
     sections = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
@@ -113,6 +114,10 @@ def _lay_out_positions(model: LlavaForConditionalGeneration) -> None:
     rows, columns = wave_NE.repeat_interleave(side, dim=0), wave_NE.repeat(side, 1)
     with torch.no_grad():
         table[1:] = 0.3 * torch.cat([rows, columns], dim=1)
+
+
+def _id(tokenizer: Any, token: str) -> int:
+    return int(tokenizer.convert_tokens_to_ids(token))
 
 
 def _save(folder: str | Path, *parts: object) -> Path:

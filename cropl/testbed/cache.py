@@ -91,10 +91,10 @@ class SceneCache(Dataset[CachedScene]):
         return CachedScene(pixels, tuple(row["grid"]), labels, self._with_evidence(index, row), picture)
 
     def _with_evidence(self, index: int, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of the questions, each with ``evidence``, bool (2, V): which visual tokens of the decoder lie on its boxes.
+        """The rows of the questions, each with ``evidence``, bool (2, V): the decoder's visual tokens on its boxes.
 
-        A relation has a row for each of its two things, other questions the same row twice. No token for an absence, whose
-        evidence is everything.
+        A relation has a row for each of its two things, other questions the same row twice. No token for an absence,
+        whose evidence is everything.
         """
         one = scene(self.key.split, self.key.start + index)
         rows, columns = (side // self.merge for side in row["grid"])

@@ -11,7 +11,7 @@ from PIL import Image
 
 from cropl.evaluation import gallery, report, tables
 from cropl.evaluation.files import write_atomically, write_json
-from cropl.evaluation.overlay import draw_overlay, kept_runs, svg_overlay
+from cropl.evaluation.overlay import draw_overlay, kept_outline, kept_runs, svg_overlay
 from cropl.evaluation.plot import Series, accuracy_plot
 from cropl.grid import Region, TokenGrid
 
@@ -99,6 +99,9 @@ def test_runs_cover_exactly_what_is_kept():
     assert covered == keep
     square = [3 <= i // 24 < 7 and 2 <= i % 24 < 9 for i in range(576)]
     assert kept_runs(square, GRID) == [(3, 2, 4, 7)]
+    assert len(kept_outline(square, GRID)) == 2 * (4 + 7)
+    cross = [(i // 24 in (9, 10)) or (i % 24 in (3, 4)) for i in range(576)]
+    assert kept_runs(cross, GRID) == [(0, 3, 9, 2), (9, 0, 2, 24), (11, 3, 13, 2)]
 
 
 def test_overlays():
