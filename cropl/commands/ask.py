@@ -136,11 +136,12 @@ def _keep(options: Options, region: Region | None, grid: TokenGrid) -> Any:
     """Bool (V,): which visual tokens stay: exactly the budget, or the region's own; all where there is no region."""
     import torch
 
-    from cropl.budget import apply_factor, per_image
+    from cropl.budget import per_image
+    from cropl.pruning import region_mask
 
     if region is None or options.method == "dense":
         return torch.ones(grid.num_tokens, dtype=torch.bool)
-    return apply_factor(region, grid, 1.0) if options.budget is None else per_image(region, grid, options.budget)
+    return region_mask(region, grid) if options.budget is None else per_image(region, grid, options.budget)
 
 
 def _method(options: Options, layer: int) -> Any:

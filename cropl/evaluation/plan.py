@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cropl.budget import InfeasibleBudget, apply_factor, calibrate, kept_for_layer_average, layer_average
+from cropl.budget import InfeasibleBudget, calibrate, kept_for_layer_average, layer_average
 from cropl.errors import UsageError
 from cropl.evaluation.study import ALL, Arm
 from cropl.grid import Region, TokenGrid
 from cropl.models.region_sources import RegionSource
+from cropl.pruning.request import region_mask
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -151,7 +152,7 @@ def _fill(
         return
     run.regions = list(regions[arm.region_source, run.seed if arm.region_source == "random" else None])
     if arm.budget is None:
-        run.keep = [apply_factor(region, grid, 1.0) for region, grid in zip(run.regions, grids, strict=True)]
+        run.keep = [region_mask(region, grid) for region, grid in zip(run.regions, grids, strict=True)]
     else:
         # At K = L no layer prunes, and a layer average says nothing about the mask.
         meaning = "post_prune" if run.layer == num_layers else arm.budget_meaning

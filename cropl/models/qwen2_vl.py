@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2VLForConditionalGeneration
 
 from cropl.grid import TokenGrid
-from cropl.models.loading import load_image_processor, load_model, load_tokenizer
+from cropl.models.loading import load_config, load_image_processor, load_model, load_tokenizer
 from cropl.models.vlm import VLM, VLMInputs, as_encoder_output
 from cropl.prompt import clean_question
 
@@ -70,6 +70,9 @@ class Qwen2VLVLM(VLM):
         max_pixels: int = DEFAULT_MAX_PIXELS,
         **model_options: Any,
     ) -> Qwen2VLVLM:
+        model_type = load_config(name_or_path).model_type
+        if model_type != "qwen2_vl":
+            raise ValueError(f"{name_or_path}: this is a {model_type!r} model, and a 'qwen2_vl' one is needed")
         model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
         processor = QwenProcessor(load_image_processor(name_or_path), load_tokenizer(name_or_path), max_pixels)
         return cls(model, processor)

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from PIL import Image
 
-from cropl.budget import apply_factor, per_image
+from cropl.budget import per_image
 from cropl.data.images import load_image
 from cropl.grid import Region
 from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy, exact_match
@@ -21,7 +21,7 @@ from cropl.metrics.area import AreaRecall
 from cropl.models import region_sources as sources
 from cropl.models.localizer import Localizer
 from cropl.models.vlm import VLM, load_vlm
-from cropl.pruning import InnerLLM, pruned
+from cropl.pruning import InnerLLM, pruned, region_mask
 
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
@@ -104,7 +104,7 @@ class AnswererModule(L.LightningModule):
         keep = None
         if regions is not None:
             pairs = zip(regions, inputs.grids, strict=True)
-            keep = [apply_factor(r, g, 1.0) if self.budget is None else per_image(r, g, self.budget) for r, g in pairs]
+            keep = [region_mask(r, g) if self.budget is None else per_image(r, g, self.budget) for r, g in pairs]
         with pruned(self.vlm, self.method, keep=keep) as patch:
             texts = self.vlm.generate(inputs, max_new_tokens=self.max_new_tokens)
         kept_B = patch.kept_B

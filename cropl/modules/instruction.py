@@ -30,10 +30,10 @@ class InstructionModule(TrainingModule):
         max_turns: questions of a picture that are trained on at a time, drawn anew at each visit.
 
         evidence_weight: weight of a second loss, minus the log of the attention that half of the heads of
-            ``evidence_layers`` pay to the question's evidence, where the answer begins, and half of the next layer's to
-            the option whose letter is the answer. A tiny model finds by itself what to look at only after a long
-            plateau. 0 leaves it out.
-        evidence_layers: 0-based decoder layers; one more must follow.
+            ``evidence_layers`` pay to the question's evidence, where the answer begins. In the layer before, the option
+            whose letter is the answer looks at this letter; in the layer after, the answer looks at this option. A tiny
+            model finds by itself what to look at only after a long plateau. 0 leaves it out.
+        evidence_layers: consecutive 0-based decoder layers, with one more before and after them.
 
     Batches: ``pixels``, ``grids`` (patches), ``questions`` (per picture a list of kind, question, answer and, for the
     second loss, ``evidence``, bool (V,)).
@@ -93,7 +93,8 @@ class InstructionModule(TrainingModule):
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         packed, features, evidence = self._rows(batch, self.stride)
-        guided = (*self.evidence_layers, max(self.evidence_layers) + 1) if self.evidence_weight else ()
+        first, last = min(self.evidence_layers), max(self.evidence_layers)
+        guided = range(first - 1, last + 2) if self.evidence_weight else ()
         with watched(self.model.model.language_model, guided) as seen:
             logits, targets = packed_logits(self.model, packed, features)
         loss = F.cross_entropy(logits, targets)
@@ -106,24 +107,40 @@ class InstructionModule(TrainingModule):
         return loss + self.evidence_weight * missed
 
     def _missed(self, layers: dict[int, LayerInput], packed: Packed, evidence: list[list[Tensor]]) -> Tensor:
-        """Minus the mean log attention to the evidence, where answers begin."""
+        """Minus the mean log attention of the guided heads to what they should look at; 0 where nothing is asked."""
         row_T, position_T, turn_T = first_positions(packed)
-        allowed_TS = packed.mask_B1SS[row_T, 0, position_T]
-        evidence_T2S = torch.zeros(len(row_T), 2, allowed_TS.shape[1], dtype=torch.bool, device=self.device)
+        evidence_T2S = torch.zeros(len(row_T), 2, packed.input_ids_BS.shape[1], dtype=torch.bool, device=self.device)
         visual_BS = packed.input_ids_BS == self.model.config.image_token_id
         for t, (row, turn) in enumerate(zip(row_T.tolist(), turn_T.tolist())):
             evidence_T2S[t][:, visual_BS[row]] = evidence[row][turn].to(self.device)
-        option_T2S = _announced(packed, row_T, position_T, allowed_TS)[:, None].expand(-1, 2, -1)
+        option_TS = announced(packed, row_T, position_T)
+        option_T, place_T = option_TS.nonzero(as_tuple=True)
+        letter_T2S = torch.zeros(len(option_T), 2, option_TS.shape[1], dtype=torch.bool, device=self.device)
+        letter_T2S[torch.arange(len(option_T)), :, place_T - 1] = True
+
+        first, last = min(self.evidence_layers), max(self.evidence_layers)
         lost = []
         for index, layer in layers.items():
-            wanted_T2S = evidence_T2S if index in self.evidence_layers else option_T2S
-            asked_T = wanted_T2S.any(2).all(1)
-            log_THS = layer.rows(row_T[asked_T], position_T[asked_T], allowed_TS[asked_T])
-            heads = log_THS.shape[1] // 4
-            guided_T2HS = log_THS[:, : 2 * heads].unflatten(1, (2, heads))
-            seen_T2H = guided_T2HS.masked_fill(~wanted_T2S[asked_T][:, :, None], float("-inf")).logsumexp(-1)
-            lost.append(-seen_T2H.clamp(min=-20).mean())
-        return torch.stack(lost).mean()
+            if index < first:
+                lost += self._lost(layer, packed, row_T[option_T], place_T, letter_T2S)
+            else:
+                wanted_T2S = option_TS[:, None].expand(-1, 2, -1) if index > last else evidence_T2S
+                lost += self._lost(layer, packed, row_T, position_T, wanted_T2S)
+        return torch.stack(lost).mean() if lost else evidence_T2S.new_zeros((), dtype=torch.float32)
+
+    def _lost(
+        self, layer: LayerInput, packed: Packed, row_T: Tensor, position_T: Tensor, wanted_T2S: Tensor
+    ) -> list[Tensor]:
+        """Minus the mean log attention of two quarters of the heads to ``wanted_T2S``; nothing if no row asks."""
+        asked_T = wanted_T2S.any(2).all(1)
+        if not asked_T.any():
+            return []
+        row_T, position_T = row_T[asked_T], position_T[asked_T]
+        log_THS = layer.rows(row_T, position_T, packed.mask_B1SS[row_T, 0, position_T])
+        heads = log_THS.shape[1] // 4
+        guided_T2HS = log_THS[:, : 2 * heads].unflatten(1, (2, heads))
+        seen_T2H = guided_T2HS.masked_fill(~wanted_T2S[asked_T][:, :, None], float("-inf")).logsumexp(-1)
+        return [-seen_T2H.clamp(min=-20).mean()]
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Greedy answers, teacher-forced: an answer is right where every one of its tokens is the most probable."""
@@ -161,9 +178,9 @@ def _strided(grid: tuple[int, int], stride: int) -> Tensor:
     return (row[:, None] * columns + column[None]).flatten()
 
 
-def _announced(packed: Packed, row_T: Tensor, position_T: Tensor, allowed_TS: Tensor) -> Tensor:
+def announced(packed: Packed, row_T: Tensor, position_T: Tensor) -> Tensor:
     """Bool (T, S): the tokens behind the answer in its own prompt (in "A red B blue", A announces red)."""
-    answer_T = packed.labels_BS[row_T, position_T]
-    said_TS = (packed.input_ids_BS[row_T] == answer_T[:, None]) & allowed_TS
+    allowed_TS = packed.mask_B1SS[row_T, 0, position_T]
+    said_TS = (packed.input_ids_BS[row_T] == packed.labels_BS[row_T, position_T][:, None]) & allowed_TS
     said_TS[torch.arange(len(row_T), device=said_TS.device), position_T] = False
     return said_TS.roll(1, dims=1) & allowed_TS

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cropl.data.packing import Turn
-from cropl.grid import Region
+from cropl.grid import GRID, Region
 from cropl.metrics.area import AreaRecall
 from cropl.modules.instruction import InstructionModule
 from cropl.prompt import RegionCodec, localizer_prompt
@@ -19,6 +20,7 @@ class LocalizerModule(InstructionModule):
     Args:
         checkpoint: folder or name of the Qwen2-VL model to start from.
         codec: ``tokens`` (16 added coordinate tokens, new rows of the embedding table) or ``digits``.
+        evidence_weight: see :class:`InstructionModule`.
 
     Batches are those of :class:`InstructionModule`; each question also has its ``region`` on the 8 x 8 grid. Validation
     decodes as inference does, constrained and step by step, and logs the paper's four recall columns (Table 9).
@@ -29,12 +31,16 @@ class LocalizerModule(InstructionModule):
         checkpoint: str,
         codec: str = "tokens",
         max_turns: int = 10,
+        evidence_weight: float = 0.0,
         lr: float = 2e-5,
         weight_decay: float = 0.01,
         warmup: float = 0.03,
         muon: bool = False,
     ):
-        super().__init__(checkpoint, max_turns=max_turns, lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
+        super().__init__(
+            checkpoint, max_turns=max_turns, evidence_weight=evidence_weight,
+            lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon,
+        )  # fmt: skip
         self.codec = RegionCodec(codec)  # type: ignore[arg-type]
         add_tokens(self.model, self.tokenizer, self.codec.added_tokens)
         self.recall = AreaRecall()
@@ -54,11 +60,11 @@ class LocalizerModule(InstructionModule):
         """Regions of the batch's questions, in order, decoded one coordinate after the other."""
         guessed = [[{**row, "region": (0, 0, 7, 7)} for row in rows] for rows in batch["questions"]]
         flat = [row for rows in guessed for row in rows]
-        codes = torch.tensor(self.tokenizer.convert_tokens_to_ids(list(self.codec.added_tokens))).reshape(2, 8)
+        codes = self.coordinate_ids().to(self.device)
         for step in range(4):
-            packed, logits, _ = self({**batch, "questions": guessed})
-            per_answer = logits.reshape(len(flat), -1, logits.shape[-1])
-            scores = per_answer[:, step, codes[step % 2].to(logits.device)]
+            _, logits, targets = self({**batch, "questions": guessed})
+            at_coordinates = logits[torch.isin(targets, codes)].reshape(len(flat), 4, -1)
+            scores = at_coordinates[:, step, codes[step % 2]]
             for row, score in zip(flat, scores):
                 region = list(row["region"])
                 if step >= 2:
@@ -66,6 +72,14 @@ class LocalizerModule(InstructionModule):
                 region[step] = int(score.argmax())
                 row["region"] = (*region[:step], region[step], *(7 for _ in range(3 - step)))
         return [Region(*row["region"]) for row in flat]
+
+    def coordinate_ids(self) -> Tensor:
+        """Token ids (2, 8) of the coordinates 0..7 of x and of y, in the codec's style."""
+        tokens = list(self.codec.added_tokens) or [str(i) for i in range(GRID)] * 2
+        ids = [self.tokenizer(token, add_special_tokens=False)["input_ids"] for token in tokens]
+        if any(len(one) != 1 for one in ids):
+            raise ValueError("this tokenizer writes a coordinate as several tokens: use the codec 'tokens'")
+        return torch.tensor(ids).reshape(2, GRID)
 
     def on_validation_epoch_end(self) -> None:
         scores = self.recall.compute()

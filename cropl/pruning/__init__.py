@@ -13,6 +13,7 @@ from cropl.pruning.hooks import Patch
 from cropl.pruning.ilp import ILP
 from cropl.pruning.patch import pruned
 from cropl.pruning.random import RandomTokens
+from cropl.pruning.request import region_mask
 
 __all__ = [
     "ILP",
@@ -25,4 +26,5 @@ __all__ = [
     "PruningError",
     "RandomTokens",
     "pruned",
+    "region_mask",
 ]

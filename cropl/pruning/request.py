@@ -94,7 +94,13 @@ class Request:
 
 
 def region_mask(region: Region, grid: TokenGrid) -> Tensor:
-    """Bool `(V,)`, row-major: the tokens whose cell overlaps the region."""
+    """Bool `(V,)`, row-major: the tokens whose cell overlaps the region.
+
+    The full region keeps every token, the padding too: it is what "nothing is known" falls back to, and must be the
+    unpruned model.
+    """
+    if region == Region.full():
+        return torch.ones(grid.num_tokens, dtype=torch.bool)
     r0, r1, c0, c1 = grid.span(region)
     mask = torch.zeros(grid.rows, grid.cols, dtype=torch.bool)
     mask[r0:r1, c0:c1] = True

@@ -76,6 +76,25 @@ def test_validation_decodes_as_inference_does(trained, base, tmp_path):
     assert Localizer.from_pretrained(folder).locate(pictures, questions) == packed
 
 
+@pytest.mark.parametrize("style", ["tokens", "digits"])
+def test_validation_reads_both_styles(base, tmp_path, style):
+    """Each coordinate is the best of eight given those before it, whatever a region is written with."""
+    module = LocalizerModule(base, codec=style).eval()
+    cache = SceneCache(base, "val", 1, tmp_path)
+    item = cache[0]
+    batch = {"pixels": [item.pixels], "grids": [item.grid_hw], "questions": [item.questions]}
+    found = module.locate(batch)
+    codes = module.coordinate_ids()
+    rows = [{**row, "region": region.as_tuple()} for row, region in zip(item.questions, found)]
+    with torch.no_grad():
+        _, logits, targets = module({**batch, "questions": [rows]})
+    at = torch.isin(targets, codes).nonzero().flatten().reshape(-1, 4)
+    for region, places in zip(found, at):
+        for step, (place, chosen) in enumerate(zip(places, region.as_tuple())):
+            least = region.as_tuple()[step - 2] if step >= 2 else 0
+            assert int(logits[place, codes[step % 2]][least:].argmax()) + least == chosen
+
+
 def test_a_model_without_coordinate_tokens_is_no_localizer(base):
     with pytest.raises(ValueError, match="coordinate tokens"):
         Localizer.from_pretrained(base)
