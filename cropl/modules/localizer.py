@@ -42,7 +42,8 @@ class LocalizerModule(InstructionModule):
             lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon,
         )  # fmt: skip
         self.codec = RegionCodec(codec)  # type: ignore[arg-type]
-        add_tokens(self.model, self.tokenizer, self.codec.added_tokens)
+        if add_tokens(self.model, self.tokenizer, self.codec.added_tokens):
+            lay_out_coordinates(self.model, self.coordinate_ids())
         self.recall = AreaRecall()
 
     def as_turn(self, row: dict[str, Any]) -> Turn:
@@ -87,13 +88,13 @@ class LocalizerModule(InstructionModule):
         self.recall.reset()
 
 
-def add_tokens(model: Any, tokenizer: Any, tokens: Any) -> None:
+def add_tokens(model: Any, tokenizer: Any, tokens: Any) -> bool:
     """Add ``tokens`` to tokenizer and embedding table, which only grows (Qwen2-VL's is padded beyond its vocabulary).
 
-    New rows start at the mean of the old ones plus noise at a tenth of their spread.
+    New rows start at the mean of the old ones plus noise at a tenth of their spread. Returns whether any were added.
     """
     if not tokenizer.add_tokens(list(tokens), special_tokens=True):
-        return
+        return False
     old = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > old:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -102,3 +103,23 @@ def add_tokens(model: Any, tokenizer: Any, tokens: Any) -> None:
         with torch.no_grad():
             known = table.weight[: min(old, len(tokenizer) - len(ids))]
             table.weight[ids] = known.mean(0) + 0.1 * known.std() * torch.randn(len(ids), known.shape[1])
+    return True
+
+
+def lay_out_coordinates(model: Any, ids_2G: Tensor) -> None:
+    """Start the rows of coordinates 0..7 on a parabola, so that a position is decoded by a linear map.
+
+    Row i of an axis is the common start plus ``i u - (i^2 / 2) v`` for two random directions of the axis. A hidden state
+    with ``h u = s c`` and ``h v = s`` then gives the logit ``-s / 2 (i - c)^2`` up to a constant: the coordinate nearest to
+    c wins, and c is a linear function of what the tower knows of a box. From unordered rows the decoder has to learn eight
+    thresholds per side.
+    """
+    step_G = torch.arange(GRID) - (GRID - 1) / 2
+    for table in {id(t): t for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
+        with torch.no_grad():
+            start = table.weight[ids_2G.flatten()].mean(0)
+            scale = table.weight.norm(dim=1).mean() / step_G.max()
+            for ids_G in ids_2G:
+                u, v = torch.nn.functional.normalize(torch.randn(2, len(start)), dim=1) * scale
+                curve_GD = step_G[:, None] * u - (step_G[:, None] ** 2 / 2 - (step_G**2 / 2).mean()) / 2 * v
+                table.weight[ids_G] = start + curve_GD
