@@ -78,10 +78,15 @@ def _train(args: list[str]) -> int:
 
 
 def training_cli(args: Sequence[str], run: bool = True) -> LightningCLI:
-    """LightningCLI over ``args`` (verb first, recipes as paths); with ``run=False`` it parses and instantiates only."""
+    """LightningCLI over ``args`` (verb first, recipes as paths); with ``run=False`` it parses and instantiates only.
+
+    Raises:
+        UsageError: Lightning cannot do what is asked on this machine (an accelerator that is not there).
+    """
     import lightning.pytorch as pl
     from jsonargparse import set_parsing_settings
     from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for message in _NOT_FOR_USERS:
@@ -100,18 +105,21 @@ def training_cli(args: Sequence[str], run: bool = True) -> LightningCLI:
             if trainer.logger is not None:
                 super().setup(trainer, pl_module, stage)
 
-    return Command(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        save_config_callback=SaveConfig,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf+", "error_handler": _one_line_error},
-        args=list(args),
-        run=run,
-    )
+    try:
+        return Command(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": "omegaconf+", "error_handler": _one_line_error},
+            args=list(args),
+            run=run,
+        )
+    except MisconfigurationException as error:
+        raise UsageError(str(error)) from error
 
 
 def _one_line_error(parser: Any, message: str) -> None:

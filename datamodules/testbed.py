@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from cropl.data.sample import Sample
 from cropl.testbed import weights
@@ -17,6 +18,9 @@ from cropl.testbed.samples import samples
 
 class TestbedScenes(L.LightningDataModule):
     """Cached scenes in seeded order, whole batches only in training.
+
+    The order is a function of ``seed`` and the epoch alone, and a run that is continued in the middle of an epoch goes
+    on at the next batch (see :class:`ResumableLoader`). Random draws within a step are not restored.
 
     Args:
         checkpoint: folder of the model whose image processor prepares the pictures.
@@ -42,20 +46,64 @@ class TestbedScenes(L.LightningDataModule):
         self.checkpoint, self.cache = weights.resolve(checkpoint), cache
         self.scenes, self.val_scenes, self.batch_size, self.seed = scenes, val_scenes, batch_size, seed
 
+    def prepare_data(self) -> None:
+        """Build the caches, in one process; all others only open them in :meth:`setup`."""
+        if self.trainer is None or self.trainer.state.fn == "fit":
+            SceneCache(self.checkpoint, "train", self.scenes, self.cache)
+        SceneCache(self.checkpoint, "val", self.val_scenes, self.cache)
+
     def setup(self, stage: str | None = None) -> None:
         if stage == "fit":
             self.train_set = SceneCache(self.checkpoint, "train", self.scenes, self.cache)
         self.val_set = SceneCache(self.checkpoint, "val", self.val_scenes, self.cache)
 
-    def train_dataloader(self) -> DataLoader:
-        epoch = self.trainer.current_epoch if self.trainer else 0
-        order = torch.Generator().manual_seed(self.seed + epoch)
-        return DataLoader(
-            self.train_set, self.batch_size, shuffle=True, drop_last=True, generator=order, collate_fn=collate_scenes
+    def train_dataloader(self) -> ResumableLoader:
+        order = EpochOrder(self.train_set, **_place(self.trainer), shuffle=True, seed=self.seed, drop_last=True)
+        return ResumableLoader(
+            self.train_set, self.batch_size, sampler=order, drop_last=True, collate_fn=collate_scenes
         )
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val_set, self.batch_size, collate_fn=collate_scenes)
+
+
+class EpochOrder(DistributedSampler):
+    """A permutation for each epoch from ``seed + epoch`` (Lightning calls ``set_epoch``), shared out over processes."""
+
+    skip = 0
+    """Samples to leave out at the start of the next pass, once."""
+
+    def __iter__(self) -> Iterator[int]:
+        skip, self.skip = self.skip, 0
+        return islice(super().__iter__(), skip, None)
+
+
+class ResumableLoader(DataLoader):
+    """A loader over an :class:`EpochOrder` that Lightning saves in the checkpoint, to continue at the next batch."""
+
+    batches = 0
+    """Batches given out in this epoch."""
+    first = 0
+    """The batch to start the next pass with."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        first, self.first = self.first, 0
+        if isinstance(self.sampler, EpochOrder):
+            self.sampler.skip = first * int(self.batch_size or 1)
+        for self.batches, batch in enumerate(super().__iter__(), start=first + 1):
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.first = state["batches"] % max(1, len(self))  # a whole epoch: the next one starts
+
+
+def _place(trainer: L.Trainer | None) -> dict[str, int]:
+    """The ``rank`` of this process among ``num_replicas``."""
+    alone = {"num_replicas": 1, "rank": 0}
+    return (trainer.distributed_sampler_kwargs if trainer else None) or alone
 
 
 def collate_scenes(items: list[CachedScene]) -> dict[str, Any]:
@@ -94,8 +142,7 @@ class TestbedQuestions(L.LightningDataModule):
         self.samples = samples(self.split, self.count)
 
     def test_dataloader(self) -> MarkedBatches:
-        alone = {"num_replicas": 1, "rank": 0}
-        place = (self.trainer.distributed_sampler_kwargs if self.trainer else None) or alone
+        place = _place(self.trainer)
         return MarkedBatches(self.samples, self.batch_size, place["rank"], place["num_replicas"])
 
     predict_dataloader = test_dataloader

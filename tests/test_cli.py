@@ -51,6 +51,16 @@ def test_a_slip_is_one_clear_line(capsys, args, expected):
     assert expected in err and "Traceback" not in err and len(err.strip().splitlines()) == 1, err
 
 
+def test_what_lightning_refuses_is_one_clear_line(capsys, monkeypatch, tmp_path):
+    """A GPU asked for where there is none."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("lightning.pytorch.accelerators.cuda.CUDAAccelerator.is_available", staticmethod(lambda: False))
+    code, _, err = call(capsys, "fit", "-c", "testbed/localizer", "--trainer.accelerator", "cuda")
+    assert code == 2
+    last = err.strip().splitlines()[-1]  # behind the progress of loading the model
+    assert last.startswith("cropl: error: ") and "CUDA" in last and "Traceback" not in err, err
+
+
 @pytest.mark.parametrize("name", [n for n in recipe.names("testbed/") if not n.endswith(("study", "quickstart"))])
 def test_every_training_recipe_parses(name, tmp_path):
     """All keys and types of a recipe are those of the classes it names."""
@@ -67,7 +77,7 @@ def test_fit_trains_the_localizer_and_leaves_what_one_needs(tmp_path, monkeypatc
     from cropl.models.localizer import Localizer
     from cropl.testbed.samples import samples
 
-    base = build_qwen2_vl(tmp_path / "base", layers=2, width=64)
+    base = build_qwen2_vl(tmp_path / "base", layers=5, width=64)  # the recipe guides layers 1 to 4
     monkeypatch.chdir(tmp_path)
     settings = {
         "model.init_args.checkpoint": base,

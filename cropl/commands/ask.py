@@ -115,16 +115,16 @@ def _locate(options: Options, image: Image.Image) -> Located:
 
 
 def _source(options: Options) -> tuple[str, RegionSource | None]:
-    """Where the region comes from, in words, and the source; no source for dense without a flag."""
+    """Where the region comes from, in words, and the source; no source for dense."""
     from cropl.commands.models import TESTBED, open_localizer, open_vlm
     from cropl.models import region_sources as sources
 
+    if options.method == "dense":
+        return "none", None
     if options.region is not None:
         return "given", sources.Fixed(options.region)
     if options.regions is not None:
         return f"from {options.regions}", sources.FromFile(options.regions)
-    if options.method == "dense" and options.localizer is None and options.zero_shot is None:
-        return "none", None
     name = options.localizer or (LOCALIZER if options.model.startswith(TESTBED) else None)
     if options.zero_shot is None and name is not None:
         return f"predicted by {name}", sources.Predicted(open_localizer(name, options.device, options.dtype))

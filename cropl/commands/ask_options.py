@@ -63,6 +63,9 @@ def read(args: Sequence[str]) -> Options | None:
     options.max_new_tokens = _integer("--max-new-tokens", given.max_new_tokens, 1)
     if options.layer is not None and options.method != "ilp":
         raise UsageError(f"--layer goes with --method ilp, not with {options.method}")
+    for flag in ("budget", "localizer", "region", "regions", "zero_shot"):
+        if options.method == "dense" and vars(given)[flag] is not None:
+            raise UsageError(f"--{flag.replace('_', '-')} has no effect with --method dense, which keeps every token")
     if given.budget is not None:
         options.budget = _number(given.budget)
         check_budget(options.budget, "--budget")

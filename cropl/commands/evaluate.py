@@ -10,6 +10,7 @@ predictions.jsonl and report.html into --out (default runs/<recipe name>/) and p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -112,4 +113,9 @@ def _check_writable(out: Path) -> None:
     """Fail before the work and not after it."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"out {out} is a file; give a folder")
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out {out} cannot be made: {(error.strerror or str(error)).lower()}; give another") from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise UsageError(f"out {out} cannot be written to; give another folder")

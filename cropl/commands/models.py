@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cropl.errors import RunError, UsageError
+from cropl.errors import UsageError
 
 if TYPE_CHECKING:
     from cropl.models.localizer import Localizer
@@ -72,6 +72,11 @@ def _quiet() -> None:
 
 
 def need_prunable(vlm: VLM, name: str) -> None:
-    """RunError for a model family that the decoder surgery does not know."""
-    if not vlm.prunable:
-        raise RunError(f"{name}: pruning does not support {type(vlm.model).__name__}; use --method dense")
+    """UsageError for a model that the decoder surgery does not know."""
+    from cropl.pruning.base import NotSupportedError
+    from cropl.pruning.checks import check_model
+
+    try:
+        check_model(vlm)
+    except NotSupportedError as error:
+        raise UsageError(f"{name}: {error}; use --method dense") from None

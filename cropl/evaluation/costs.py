@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from cropl.errors import UsageError
 from cropl.evaluation.answer import Answers
 from cropl.evaluation.plan import Run
+from cropl.grid import TokenGrid
 from cropl.metrics import cost
 from cropl.models.vlm import VLM
 from cropl.prompt import localizer_prompt
@@ -30,36 +32,67 @@ class Costs:
 
     Attributes:
         prefill_flops: of the language model.
-        with_vision: plus the vision tower and projector for the image of each question.
-        with_localizer: plus the localizer, for runs that use its regions; None where its cost is unknown.
+        with_vision: plus the vision tower and projector for the image of each question; None for unknown towers.
+        with_localizer: plus what gave the regions: nothing for true regions and for methods without, the localizer
+            where it was the source (or gave their size); None where the cost is unknown.
         kv_bytes: of the key-value cache after the prefill.
         visual_tokens: visual tokens before pruning.
     """
 
     prefill_flops: float
-    with_vision: float
+    with_vision: float | None
     with_localizer: float | None
     kv_bytes: float
     visual_tokens: float
 
 
 @dataclass
-class StudyCosts:
-    """Costs by run key; `localizer_resolution` is the least and the largest area in pixels that the localizer sees."""
+class FixedCosts:
+    """What all runs share, known before the first answer; FLOPs are means over the questions.
 
-    by_run: dict[str, Costs]
+    Attributes:
+        visual_tokens: of an image, before pruning.
+        vision: FLOPs of the vision tower and projector; None for towers whose FLOPs are not known here.
+        localizing: FLOPs of the localizer; None where there is none.
+        localizer_resolution: the least and the largest area in pixels that the localizer sees.
+    """
+
+    visual_tokens: float
+    vision: float | None
+    localizing: float | None
     localizer_resolution: tuple[int, int] | None
 
 
-def measure_costs(
-    vlm: VLM, samples: Sequence[Sample], runs: Sequence[Run], answers: Answers, localizer: Localizer | None
-) -> StudyCosts:
-    """The costs of every run, from the tokens that its prefills really had in each layer."""
-    text_config, model_config = vlm.decoder.config, vlm.model.config
-    dense = [answers.visual["dense"][i][0] for i in range(len(samples))]
-    merged = getattr(model_config.vision_config, "spatial_merge_size", 1) ** 2
-    vision = _mean([cost.vision_flops(model_config, patches=tokens * merged) for tokens in dense])
+def fixed_costs(
+    vlm: VLM, samples: Sequence[Sample], grids: Sequence[TokenGrid], localizer: Localizer | None
+) -> FixedCosts:
+    """Everything about costs that can go wrong, so that it goes wrong before the answers and not after them.
+
+    Raises:
+        UsageError: the FLOPs of this decoder cannot be counted.
+    """
+    try:
+        cost.decoder_flops(vlm.decoder.config, [1] * vlm.num_layers)
+    except (AttributeError, ValueError) as error:
+        raise UsageError(f"the FLOPs of {type(vlm.decoder).__name__} cannot be counted: {error}") from None
+    tokens = [grid.num_tokens for grid in grids]
     localizing, resolution = (None, None) if localizer is None else _localizer_cost(localizer, samples)
+    return FixedCosts(_mean(tokens), _vision(vlm, tokens), localizing, resolution)
+
+
+def _vision(vlm: VLM, tokens: Sequence[int]) -> float | None:
+    """Mean FLOPs to turn the images into their visual tokens; None where the tower is not known."""
+    config = vlm.model.config
+    merged = getattr(config.vision_config, "spatial_merge_size", 1) ** 2
+    try:
+        return _mean([cost.vision_flops(config, patches=count * merged) for count in tokens])
+    except ValueError:
+        return None
+
+
+def measure_costs(vlm: VLM, runs: Sequence[Run], answers: Answers, fixed: FixedCosts) -> dict[str, Costs]:
+    """The costs of every run by its key, from the tokens that its prefills really had in each layer."""
+    text_config = vlm.decoder.config
     by_run = {}
     for run in runs:
         lengths = [
@@ -67,16 +100,27 @@ def measure_costs(
             for text, layers in zip(answers.text_tokens, answers.visual[run.key], strict=True)
         ]
         flops = _mean([cost.decoder_flops(text_config, layers) for layers in lengths])
-        uses_localizer = run.arm.region_source in ("predicted", "center", "random")
-        helper = localizing if uses_localizer else 0.0
+        with_vision = _plus(flops, fixed.vision)
         by_run[run.key] = Costs(
             prefill_flops=flops,
-            with_vision=flops + vision,
-            with_localizer=None if helper is None else flops + vision + helper,
+            with_vision=with_vision,
+            with_localizer=_plus(with_vision, _helper(run.arm.region_source, fixed)),
             kv_bytes=_mean([sum(layers) for layers in lengths]) * _bytes_per_token(answers.probes[run.key], lengths),
-            visual_tokens=_mean(dense),
+            visual_tokens=fixed.visual_tokens,
         )
-    return StudyCosts(by_run, resolution)
+    return by_run
+
+
+def _helper(source: str, fixed: FixedCosts) -> float | None:
+    """FLOPs of what gave the regions; None where nobody has counted them (a file, zero-shot grounding)."""
+    if source in ("none", "gt"):
+        return 0.0
+    # Centre and random regions have the size of the localizer's wherever there is a localizer.
+    return fixed.localizing if source in ("predicted", "center", "random") else None
+
+
+def _plus(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a + b
 
 
 def _bytes_per_token(probes: Sequence[tuple[int, int]], lengths: Sequence[Sequence[int]]) -> float:

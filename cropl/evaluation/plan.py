@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cropl.budget import InfeasibleBudget, calibrate, kept_for_layer_average, layer_average
+from cropl.budget import InfeasibleBudget, calibrate, kept_for_layer_average
 from cropl.errors import UsageError
 from cropl.evaluation.study import ALL, Arm
 from cropl.grid import Region, TokenGrid
 from cropl.models.region_sources import RegionSource
+from cropl.models.vlm import VLM
+from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.request import region_mask
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ class Run:
         layer: K as a number, None for methods without.
         regions: one region per question, None for methods without.
         keep: one bool mask (V_i,) per question, None where the method draws or computes its own.
-        kept: visual tokens after the pruning layer, per question.
+        kept: visual tokens that are to stay after the pruning layer, per question; results hold those that did.
         factor, residual: of the set's budget; None where there is none.
         infeasible: why the budget cannot be met; the run is then left out and its row says so.
     """
@@ -77,13 +79,19 @@ class Run:
             options["seed"] = [zlib.crc32(f"{self.seed}-{key}".encode()) for key in keys]
         try:
             return cls(**options)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise UsageError(f"study arm {self.arm.key!r}: {error}") from None
 
     def _tokens(self) -> int | float:
         assert self.arm.budget is not None
-        one_size = len(set(self.kept)) == 1 and self.arm.budget_meaning == "layer_average"
-        return self.kept[0] if one_size else self.arm.budget
+        if self.arm.budget_meaning != "layer_average":
+            return self.arm.budget
+        if len(set(self.kept)) > 1:  # the method takes one number, and a layer average is another one for every grid
+            raise UsageError(
+                f"study arm {self.arm.key!r}: a layer_average budget needs images of one token count, and these keep "
+                f"{min(self.kept)} to {max(self.kept)}: use budget_meaning post_prune"
+            )
+        return self.kept[0]
 
 
 def load_class(path: str) -> Any:
@@ -93,6 +101,39 @@ def load_class(path: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UsageError(f"class_path {path!r} cannot be imported: {error}") from None
+
+
+def check_arms(arms: Sequence[Arm], vlm: VLM, grids: Sequence[TokenGrid]) -> None:
+    """Build every run's method once, so that what cannot run fails before anything is localized or answered.
+
+    Raises:
+        UsageError: wrong or missing arguments of a method, a K above L, a budget that a method has no use for, or a
+            model that cannot be pruned.
+    """
+    for arm in arms:
+        if arm.method == "dense":
+            continue
+        try:
+            check_model(vlm)
+            for seed in arm.runs():
+                _check_run(Run(arm, seed, _checked_layer(arm, vlm.num_layers)), vlm.num_layers, grids)
+        except InfeasibleBudget:
+            continue  # the plan tells, in the arm's row
+        except UsageError:
+            raise
+        except ValueError as error:
+            raise UsageError(f"study arm {arm.key!r}: {error}") from None
+
+
+def _check_run(run: Run, num_layers: int, grids: Sequence[TokenGrid]) -> None:
+    arm = run.arm
+    if arm.region_source != "none":
+        run.keep = []  # masks will be given, whatever they are
+    elif arm.budget is not None:
+        if "tokens" not in inspect.signature(load_class(arm.class_path)).parameters:
+            raise UsageError(f"study arm {arm.key!r}: a budget needs a region_source, or a class that takes `tokens`")
+        _fill(run, num_layers, [], grids, {})
+    check_method(run.method([""]), num_layers, requested=run.keep is not None)
 
 
 def make_plan(
@@ -115,9 +156,7 @@ def make_plan(
     """
     runs = []
     for arm in arms:
-        layer = num_layers if arm.layer == ALL else _layer(arm)
-        if layer is not None and layer > num_layers:
-            raise UsageError(f"study arm {arm.key!r}: layer {layer} is above {num_layers}, the model's decoder layers")
+        layer = _checked_layer(arm, num_layers)
         for seed in arm.runs():
             run = Run(arm, seed, layer)
             try:
@@ -128,6 +167,13 @@ def make_plan(
                 raise UsageError(f"study arm {arm.key!r}: {error}") from None
             runs.append(run)
     return runs
+
+
+def _checked_layer(arm: Arm, num_layers: int) -> int | None:
+    layer = num_layers if arm.layer == ALL else _layer(arm)
+    if layer is not None and layer > num_layers:
+        raise UsageError(f"study arm {arm.key!r}: layer {layer} is above {num_layers}, the model's decoder layers")
+    return layer
 
 
 def _layer(arm: Arm) -> int | None:
@@ -176,13 +222,6 @@ def _own_budget(arm: Arm, layer: int | None, num_layers: int, totals: Sequence[i
             tokens = kept_for_layer_average(tokens, total, layer, num_layers)
         kept.append(max(1, round(tokens)))
     return kept
-
-
-def average_over_layers(run: Run, grids: Sequence[TokenGrid], num_layers: int) -> float:
-    """Visual tokens per decoder layer, averaged over layers and questions."""
-    layer = num_layers if run.layer is None else run.layer
-    values = [layer_average(kept, grid.num_tokens, layer, num_layers) for kept, grid in zip(run.kept, grids)]
-    return sum(values) / len(values)
 
 
 def needed_sources(arms: Sequence[Arm]) -> list[tuple[str, int | None]]:

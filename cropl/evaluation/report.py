@@ -71,8 +71,8 @@ def render(
         comparisons=tables.comparisons_html(results.get("comparisons", [])),
         kinds=tables.kinds_html(rows),
         groups=groups,
-        gallery_note=f"{tables.name(shown)} at {shown['budget']} tokens on average, in the order of the data; nothing "
-        "is picked by hand. Faded parts of an image are tokens that the later decoder layers never see."
+        gallery_note=f"{tables.name(shown, rows)} at {shown['budget']} tokens on average, in the order of the data; "
+        "nothing is picked by hand. Faded parts of an image are tokens that the later decoder layers never see."
         if shown
         else "",
         provenance=tables.provenance_html(first, results),
@@ -102,7 +102,8 @@ def plot(rows: Sequence[Row]) -> str:
         if row["method"] == "dense":
             dense = point
         elif row["layer"] is None or row["layer"] < row["num_layers"]:  # at K = L nothing is pruned
-            series.setdefault(tables.name(row), Series(tables.name(row))).points.append(point)
+            name = tables.name(row, rows)
+            series.setdefault(name, Series(name)).points.append(point)
     return accuracy_plot(list(series.values()), dense) if series else ""
 
 
@@ -117,7 +118,7 @@ def _figures(results: Mapping[str, Any], dense: Row | None, shown: Row | None) -
         label = f"dense accuracy, {dense['tokens_kept_mean']:.0f} tokens"
         figures.append({"value": f"{100 * dense['accuracy']:.1f} %", "label": label})
     if shown is not None:
-        label = f"{tables.name(shown)}, {shown['tokens_kept_mean']:.0f} tokens"
+        label = f"{tables.name(shown, results['rows'])}, {shown['tokens_kept_mean']:.0f} tokens"
         figures.append({"value": f"{100 * shown['accuracy']:.1f} %", "label": label})
         if shown["rel_acc"] is not None:
             figures.append({"value": f"{shown['rel_acc']:.1f} %", "label": "RelAcc of that, against dense"})

@@ -124,8 +124,7 @@ def _accuracy(score: np.ndarray, dense: np.ndarray, kinds: Sequence[str], study:
 
 def _measured(runs: Sequence[Run], answers: Answers, costs: Mapping[str, Costs]) -> dict[str, Any]:
     visual = np.asarray([layers for run in runs for layers in answers.visual[run.key]], dtype=float)
-    # At K = L nothing is dropped in any layer; the mask that would have been applied is what the budget speaks of.
-    kept = np.asarray([count for run in runs for count in run.kept])
+    kept = visual[:, -1]  # as the last layer saw them: at K = L nothing is dropped, whatever the budget
     mine = [costs[run.key] for run in runs]
     return {
         "tokens_kept_mean": float(kept.mean()),
@@ -136,7 +135,7 @@ def _measured(runs: Sequence[Run], answers: Answers, costs: Mapping[str, Costs])
         "budget_factor": _mean([run.factor for run in runs]),
         "budget_residual": _mean([run.residual for run in runs]),
         "prefill_flops": float(np.mean([cost.prefill_flops for cost in mine])),
-        "prefill_flops_with_vision": float(np.mean([cost.with_vision for cost in mine])),
+        "prefill_flops_with_vision": _mean([cost.with_vision for cost in mine]),
         "prefill_flops_with_localizer": _mean([cost.with_localizer for cost in mine]),
         "kv_bytes": float(np.mean([cost.kv_bytes for cost in mine])),
         "seconds": float(np.mean([answers.seconds[run.key] for run in runs])),
@@ -151,7 +150,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def compare(study: Study, rows: Sequence[Mapping[str, Any]], scores: Scores) -> list[dict[str, Any]]:
     """ILP with predicted regions against its `RIVALS`, at every budget, on the same questions."""
     comparisons = []
-    by_key = {row["arm"]: row for row in rows}
     prunes = [row for row in rows if row["layer"] is not None and row["layer"] < row["num_layers"]]
     for a in prunes:
         if (a["method"], a["region_source"]) != ("ilp", "predicted") or a["arm"] not in scores:
@@ -159,13 +157,14 @@ def compare(study: Study, rows: Sequence[Mapping[str, Any]], scores: Scores) -> 
         for rival in RIVALS:
             for b in prunes:
                 same = all(a[knob] == b[knob] for knob in ("budget", "budget_meaning"))
-                same = same and (b["method"] == "prune" or a["layer"] == b["layer"])
+                # `prune` has one layer and one way to number positions; it is the same rival for every ILP.
+                same = same and (b["method"] == "prune" or all(a[knob] == b[knob] for knob in ("layer", "positions")))
                 if (b["method"], b["region_source"]) != rival or not same or b["arm"] not in scores:
                     continue
                 difference = scores[a["arm"]] - scores[b["arm"]]
                 interval = paired_bootstrap_ci(scores[a["arm"]], scores[b["arm"]], study.bootstrap, study.seed)
                 comparisons.append({
-                    "a": name(by_key[a["arm"]]), "b": name(by_key[b["arm"]]), "arm_a": a["arm"], "arm_b": b["arm"],
+                    "a": name(a, rows), "b": name(b, rows), "arm_a": a["arm"], "arm_b": b["arm"],
                     "budget": a["budget"], "difference": float(difference.mean()), "ci95": list(interval),
                     "n": len(difference),
                 })  # fmt: skip

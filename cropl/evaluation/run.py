@@ -16,12 +16,12 @@ from PIL import Image
 from cropl.errors import UsageError
 from cropl.evaluation import gallery, report, rows
 from cropl.evaluation.answer import answer_all
-from cropl.evaluation.costs import measure_costs
+from cropl.evaluation.costs import fixed_costs, measure_costs
 from cropl.evaluation.facts import circumstances, peak_memory
 from cropl.evaluation.files import write_json, write_jsonl
 from cropl.evaluation.localize import Localized, localize
 from cropl.evaluation.pictures import by_image, displayed
-from cropl.evaluation.plan import Run, make_plan
+from cropl.evaluation.plan import Run, check_arms, make_plan
 from cropl.evaluation.progress import Stages
 from cropl.evaluation.study import Study
 from cropl.grid import TokenGrid
@@ -73,15 +73,17 @@ def run_study(
         raise UsageError(f"sample key {twice!r} occurs twice: answers are merged by key, so keys must be unique")
     stages = stages or Stages()
     with torch.inference_mode():
-        found = localize(study, samples, localizer, grounding, stages)
         grids = _grids(vlm, samples)
+        check_arms(study.arms, vlm, grids)
+        fixed = fixed_costs(vlm, samples, grids, localizer)
+        found = localize(study, samples, localizer, grounding, stages)
         runs = make_plan(study.arms, vlm.num_layers, [sample.key for sample in samples], grids, found.regions)
         feasible = [run for run in runs if run.infeasible is None]
         stages.stage("answering", len(samples) * len(feasible))
         answers = answer_all(
             vlm, samples, runs, study.batch_size, study.max_new_tokens, study.chunk_images, stages.advance
         )
-        costs = measure_costs(vlm, samples, feasible, answers, localizer)
+        costs = measure_costs(vlm, feasible, answers, fixed)
     shared = {
         **circumstances(vlm),
         "recipe": recipe,
@@ -91,11 +93,11 @@ def run_study(
         "encode_seconds": answers.encode_seconds,
         "localizer": study.localizer,
         "localizer_seconds": found.seconds,
-        "localizer_resolution": costs.localizer_resolution,
+        "localizer_resolution": fixed.localizer_resolution,
         "peak_memory_bytes": peak_memory(vlm.device),
     }
     scores = rows.score_arms(samples, runs, answers)
-    table = rows.build_rows(study, samples, runs, answers, scores, costs.by_run, shared)
+    table = rows.build_rows(study, samples, runs, answers, scores, costs, shared)
     results = {
         "localizer": found.recall,
         "localizer_details": found.details,
@@ -125,14 +127,16 @@ def _predictions(
     for i, sample in enumerate(samples):
         arms = {}
         for run in runs:
-            text = texts[run.key][i]
+            text, layers = texts[run.key][i], visual[run.key][i]
+            # At K = L the mask is never applied: it would contradict the tokens that stayed.
+            applied = run.kept[i] == layers[-1]
             arms[run.key] = {
                 "prediction": text,
                 "correct": bool(exact_match(text, sample.answers)),
                 "region": list(run.regions[i].as_tuple()) if run.regions else None,
-                "tokens_kept": run.kept[i],
-                "layer_average_tokens": sum(visual[run.key][i]) / len(visual[run.key][i]),
-                "kept": gallery.pack(run.keep[i].tolist()) if run.keep else None,
+                "tokens_kept": layers[-1],
+                "layer_average_tokens": sum(layers) / len(layers),
+                "kept": gallery.pack(run.keep[i].tolist()) if run.keep is not None and applied else None,
             }
         predicted = found.predicted[i] if found.predicted else None
         lines.append({

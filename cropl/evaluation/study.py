@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from cropl.errors import UsageError, check_keys, nearest
+from cropl.evaluation import schema
 
 METHODS = {
     "dense": "cropl.pruning.dense.Dense",
@@ -126,19 +127,25 @@ class Study:
             if not given.get(key):
                 raise UsageError(f"study: key {key!r} is missing")
         for key in ("batch_size", "max_new_tokens", "chunk_images", "bootstrap"):
-            _integer(given, key, least=1)
-        for key, least in (("limit", 1), ("seed", 0), ("gallery", 0)):
-            _integer(given, key, least)
+            schema.integer(given, key, least=1)
+        for key in ("seed", "gallery"):
+            schema.integer(given, key, least=0)
+        schema.integer(given, "limit", least=1, null=True)
+        for key in ("model", "benchmark"):
+            schema.text(given, key)
+        for key in ("localizer", "grounding", "regions", "out", "device", "dtype", "attention"):
+            schema.text(given, key, null=True)
         data = given["data"]
         if not isinstance(data, Mapping) or "class_path" not in data:
-            raise UsageError("study: data needs a class_path (and init_args), e.g. cropl.testbed.samples")
+            raise UsageError("study: data needs a class_path (and init_args), e.g. cropl.testbed.samples.samples")
         check_keys(dict(data), ["class_path", "init_args"], "study data")
-        seeds = tuple(_each(given.get("seeds", cls.seeds)))
-        if not seeds or any(isinstance(seed, bool) or not isinstance(seed, int) for seed in seeds):
-            raise UsageError(f"study: seeds {list(seeds)!r} must be a list of integers, at least one")
-        controls = tuple(_each(given.get("controls") or []))
+        if not isinstance(data["class_path"], str):
+            raise UsageError(f"study data: class_path {data['class_path']!r} must be text")
+        schema.mapping(data.get("init_args"), "study data: init_args")
+        seeds = schema.integers(given.get("seeds", cls.seeds), "study: seeds")
+        controls = tuple(schema.each(given.get("controls") or []))
         for control in controls:
-            _one_of(control, CONTROLS, "study controls")
+            schema.one_of(control, CONTROLS, "study controls")
         arms = [arm for entry in _entries(given["arms"]) for arm in _expand(entry, seeds)]
         dense = Arm("dense", METHODS["dense"])
         arms = [dense, *(Arm("dense", METHODS["dense"], control=c) for c in controls)] + [a for a in arms if a != dense]
@@ -175,22 +182,31 @@ def _expand(entry: Mapping[str, Any], seeds: tuple[int, ...]) -> list[Arm]:
     method = str(entry.get("method", ""))
     if "." not in method and method not in METHODS:
         raise UsageError(f"study arms: unknown method {method!r}{nearest(method, tuple(METHODS))} (or a class path)")
-    lists = [_each(entry.get(knob)) for knob in knobs]
-    return [
-        _arm(method, dict(zip(knobs, values)), entry.get("init_args") or {}, tuple(_each(entry.get("seeds", seeds))))
-        for values in product(*lists)
-    ]
+    where = f"study arm {method!r}"
+    options = schema.mapping(entry.get("init_args"), f"{where}: init_args")
+    seeds = schema.integers(entry.get("seeds", seeds), f"{where}: seeds")
+    lists = [schema.each(entry.get(knob)) for knob in knobs]
+    if [] in lists:
+        raise UsageError(f"{where}: {knobs[lists.index([])]} is an empty list, which stands for no arm at all")
+    return [_arm(method, dict(zip(knobs, values)), options, seeds) for values in product(*lists)]
 
 
 def _arm(method: str, knobs: dict[str, Any], options: Mapping[str, Any], seeds: tuple[int, ...]) -> Arm:
     where = f"study arm {method!r}"
+    if METHODS.get(method, method) == METHODS["dense"]:
+        given = {**knobs, "init_args": options or None}
+        for knob in ("region_source", "layer", "budget", "positions", "init_args"):
+            if given[knob] is not None and (knob, given[knob]) != ("region_source", "none"):
+                raise UsageError(
+                    f"{where}: {knob} {given[knob]!r} has no effect, dense keeps every token: leave it out"
+                )
     source = knobs["region_source"] or "none"
-    _one_of(source, SOURCES, f"{where} region_source")
+    schema.one_of(source, SOURCES, f"{where} region_source")
     meaning = knobs["budget_meaning"] or "post_prune"
-    _one_of(meaning, MEANINGS, f"{where} budget_meaning")
+    schema.one_of(meaning, MEANINGS, f"{where} budget_meaning")
     layer, budget, positions = knobs["layer"], knobs["budget"], knobs["positions"]
     if positions is not None:
-        _one_of(positions, POSITIONS, f"{where} positions")
+        schema.one_of(positions, POSITIONS, f"{where} positions")
     if method == "prune":
         if layer not in (None, 0) or positions not in (None, "compact"):
             raise UsageError(f"{where}: is ILP with layer 0 and compact positions; use method ilp for anything else")
@@ -217,18 +233,3 @@ def check_budget(budget: Any, where: str) -> None:
         raise UsageError(f"{where}: budget {budget!r} must be a number of tokens, or a share in (0, 1]")
     if not (0 < budget <= 1 if isinstance(budget, float) else budget >= 1):
         raise UsageError(f"{where}: budget {budget!r} must be at least 1 token (an integer), or a share in (0, 1]")
-
-
-def _each(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _one_of(value: Any, known: tuple[str, ...], where: str) -> None:
-    if value not in known:
-        raise UsageError(f"{where}: unknown value {value!r}{nearest(str(value), known)}")
-
-
-def _integer(given: Mapping[str, Any], key: str, least: int) -> None:
-    value = given.get(key)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise UsageError(f"study: {key} {value!r} must be an integer, at least {least}")

@@ -25,19 +25,37 @@ CONTROLS = {
     "evidence_only": "dense, evidence only",
 }
 
+FIXED = ("dense", "prune")
+"""Methods that leave no choice of K and positions."""
 
-def name(row: Row | None) -> str:
-    """What a person calls the run of a row: "ILP, predicted regions", "random tokens", ..."""
+
+def name(row: Row | None, rows: Sequence[Row] = ()) -> str:
+    """What a person calls the run of a row: "ILP, predicted regions", "random tokens", ...
+
+    K and the positions are part of it where they differ among `rows`, the rows of the study.
+    """
     if row is None:
         return ""
     if row.get("control"):
         return CONTROLS.get(row["control"], f"dense, {row['control']}")
-    if row["method"] == "random":
-        return "random tokens"
-    method = {"ilp": "ILP"}.get(row["method"], row["method"])
+    method = {"ilp": "ILP", "random": "random tokens"}.get(row["method"], row["method"])
     source = SOURCES.get(row["region_source"], "" if row["region_source"] == "none" else row["region_source"])
-    full = row["layer"] is not None and row["layer"] == row.get("num_layers")
-    return ", ".join(part for part in (method, "K = L" if full else "", source) if part)
+    layer = positions = ""
+    if row["method"] not in FIXED:
+        others = [other for other in rows if other["method"] not in FIXED]
+        layers = {other["layer"] for other in others if other["layer"] is not None and not _is_full(other)}
+        if _is_full(row):
+            layer = "K = L"
+        elif len(layers) > 1 and row["layer"] is not None:
+            layer = f"K = {row['layer']}"
+        if len({other.get("positions") for other in others}) > 1 and row.get("positions"):
+            positions = f"{row['positions']} positions"
+    return ", ".join(part for part in (method, layer, source, positions) if part)
+
+
+def _is_full(row: Row) -> bool:
+    """Whether every layer sees every token, K = L."""
+    return row["layer"] is not None and row["layer"] == row.get("num_layers")
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -121,9 +139,9 @@ def results_html(rows: Sequence[Row]) -> str:
             f'<td class="n">{"<i>" if i in quiet else ""}{escape(str(value))}{"</i>" if i in quiet else ""}</td>'
             for i, value in enumerate(values)
         )
-        group = f"{row['method']}/{row.get('control')}/{row['region_source']}/{row['layer']}"
+        group = f"{name(row, rows)}/{row['layer']}"
         classes = "gap " * (bool(last) and group != last) + "dense" * (row["method"] == "dense")
-        body.append(f'<tr class="{classes}"><td>{escape(name(row))}</td>{line}</tr>')
+        body.append(f'<tr class="{classes}"><td>{escape(name(row, rows))}</td>{line}</tr>')
         last = group
     head = "".join(f"<th{' class=n' if i else ''}>{escape(text)}</th>" for i, text in enumerate(heads))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
@@ -131,7 +149,7 @@ def results_html(rows: Sequence[Row]) -> str:
 
 def kinds_html(rows: Sequence[Row]) -> str:
     """Accuracy per kind of question; each kind's best pruned value is not marked, the intervals overlap too much."""
-    rows = [row for row in rows if not row.get("infeasible")]
+    study, rows = rows, [row for row in rows if not row.get("infeasible")]
     kinds = sorted({kind for row in rows for kind in row["accuracy_by_kind"]})
     counts = {kind: row["accuracy_by_kind"][kind]["n"] for row in rows for kind in row["accuracy_by_kind"]}
     head = "".join(f"<th class=n>{escape(kind)}<br><i>n={counts[kind]}</i></th>" for kind in kinds)
@@ -142,7 +160,7 @@ def kinds_html(rows: Sequence[Row]) -> str:
             score = row["accuracy_by_kind"].get(kind)
             tip = f' title="95 % interval {interval(score["ci95"])}"' if score else ""
             cells += f'<td class="n"{tip}>{percent(score["accuracy"]) if score else "-"}</td>'
-        body.append(f'<tr><td>{escape(name(row))}</td><td class="n">{escape(budget(row))}</td>{cells}</tr>')
+        body.append(f'<tr><td>{escape(name(row, study))}</td><td class="n">{escape(budget(row))}</td>{cells}</tr>')
     return (
         f"<table><thead><tr><th></th><th class=n>budget</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     )
@@ -189,13 +207,14 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     last = None
     for row in rows:
-        if last is not None and (row["method"], row["region_source"], row["layer"]) != last:
+        group = (row["method"], row["region_source"], row["layer"], row.get("positions"))
+        if last is not None and group != last:
             table.add_section()
-        last = (row["method"], row["region_source"], row["layer"])
+        last = group
         accuracy, ci, rel, kept, _, average, flops, kv = _cells(row)
         seconds = "" if row.get("seconds") is None else f"{row['seconds']:.1f}"
         layer = "" if row["layer"] is None else str(row["layer"])
-        table.add_row(name(row), layer, budget(row), accuracy, ci, rel, kept, average, flops, kv, seconds)
+        table.add_row(name(row, rows), layer, budget(row), accuracy, ci, rel, kept, average, flops, kv, seconds)
     return table
 
 

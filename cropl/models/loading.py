@@ -6,7 +6,8 @@ Weights are read from safetensors only and no code of a checkpoint is ever run.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from cropl.errors import one_line
+
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class ModelLoadError(OSError):
@@ -41,14 +45,27 @@ def load_model(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> PreTrainedModel:
-    """Load weights, in eval mode. See `VLM.from_pretrained` for the arguments."""
+    """Load weights, in eval mode. See `VLM.from_pretrained` for the arguments.
+
+    Raises:
+        ModelLoadError: the checkpoint cannot be read, or does not hold every weight of the model in its shape.
+    """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
 
     def load() -> PreTrainedModel:
-        loaded: Any = model_class.from_pretrained(
-            name_or_path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options
-        )
+        with _without_table():
+            found: Any = model_class.from_pretrained(
+                name_or_path,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are told by `_check_complete`, by name
+                output_loading_info=True,
+                **options,
+            )
+        loaded, info = found
+        _check_complete(name_or_path, info)
         placed: PreTrainedModel = loaded if "device_map" in options else loaded.to(device)
         return placed.eval()
 
@@ -65,8 +82,10 @@ def _guarded(name_or_path: str, what: str, load: Callable[[], T]) -> T:
     try:
         hub_log.setLevel(logging.ERROR)  # its warnings about retries would bury the one line below
         return load()
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+    except (ModelLoadError, torch.OutOfMemoryError):
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = one_line(error)
         if is_local or not isinstance(error, OSError):
             raise ModelLoadError(
                 f"{name_or_path}: cannot load the {what} of this checkpoint: {reason[:280]}"
@@ -77,6 +96,40 @@ def _guarded(name_or_path: str, what: str, load: Callable[[], T]) -> T:
         ) from error
     finally:
         hub_log.setLevel(level)
+
+
+def _check_complete(name_or_path: str, info: dict[str, Any]) -> None:
+    """Refuse what `transformers` would fill with random numbers. Tied weights are stored once and are not missing."""
+    wrong = [f"{name} is missing" for name in sorted(info["missing_keys"])]
+    wrong += [
+        f"{name} has the shape {tuple(stored)}, and the config asks for {tuple(asked)}"
+        for name, stored, asked in sorted(info["mismatched_keys"])
+    ]
+    wrong += [" ".join(str(message).split()) for message in info["error_msgs"]]
+    if wrong:
+        more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+        raise ModelLoadError(
+            f"{name_or_path}: the weights of this checkpoint do not fit its config: {'; '.join(wrong[:3])}{more}; "
+            f"copy or export the checkpoint again"
+        )
+    if info["unexpected_keys"]:
+        names = sorted(info["unexpected_keys"])
+        _log.warning("%s: %d weights are not used by this model, %s first", name_or_path, len(names), names[0])
+
+
+@contextmanager
+def _without_table() -> Iterator[None]:
+    """Hold back `transformers`' table of missing weights: `_check_complete` says it in one line."""
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    log = logging.getLogger("transformers.modeling_utils")
+    log.addFilter(is_error)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_error)
 
 
 def load_tokenizer(name_or_path: str) -> Any:

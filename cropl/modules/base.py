@@ -77,7 +77,23 @@ class TrainingModule(L.LightningModule):
         frozen = {name for name, p in self.named_parameters() if not p.requires_grad}
         return {name: value for name, value in full.items() if name not in frozen}
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check a checkpoint against :meth:`state_dict`: loading itself is not strict, as frozen weights are left out.
 
-def freeze(module: nn.Module) -> None:
-    """Stop training ``module``: no gradients; evaluation mode is the caller's to keep."""
-    module.requires_grad_(False)
+        Raises:
+            ValueError: weights are missing, are not this module's, or have another shape.
+        """
+        own, given = self.state_dict(), checkpoint["state_dict"]
+        wrong = [f"{name} is missing" for name in own if name not in given]
+        wrong += [f"{name} is not a trained weight of this module" for name in given if name not in own]
+        wrong += [
+            f"{name} has the shape {tuple(given[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in own.items()
+            if name in given and isinstance(value, torch.Tensor) and given[name].shape != value.shape
+        ]
+        if wrong:
+            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+            raise ValueError(
+                f"the checkpoint does not fit this {type(self).__name__}: {'; '.join(wrong[:3])}{more}; "
+                f"give the recipe and the base model that it was trained with"
+            )

@@ -6,6 +6,8 @@ tiny Qwen2-VL about 64 merged tokens whose grid follows the picture's shape. The
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,6 @@ QWEN_CHAT = (
 
 def build_llava(folder: str | Path, layers: int = 6, width: int = 128, seed: int = 0) -> Path:
     """Write an untrained tiny LLaVA: CLIP tower (192 px, patch 8), projector, Llama decoder of ``layers`` layers."""
-    torch.manual_seed(seed)
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     tokenizer = build_tokenizer(special, ["<image>"])
     vision = CLIPVisionConfig(
@@ -56,7 +57,8 @@ def build_llava(folder: str | Path, layers: int = 6, width: int = 128, seed: int
         vision_config=vision, text_config=text, image_token_index=_id(tokenizer, "<image>"),
         image_seq_length=576, vision_feature_layer=-1, vision_feature_select_strategy="default",
     )  # fmt: skip
-    model = LlavaForConditionalGeneration(config)
+    with _seeded(seed):
+        model = LlavaForConditionalGeneration(config)
     _lay_out_positions(model)
     image_processor = LlavaImageProcessorPil(
         do_pad=True, size={"shortest_edge": 192}, crop_size={"height": 192, "width": 192},
@@ -71,7 +73,6 @@ def build_llava(folder: str | Path, layers: int = 6, width: int = 128, seed: int
 
 def build_qwen2_vl(folder: str | Path, layers: int = 5, width: int = 128, seed: int = 0) -> Path:
     """Write an untrained tiny Qwen2-VL: patch 12, 2 x 2 merge, at most 192 x 192 pixels in area (about 64 tokens)."""
-    torch.manual_seed(seed)
     special = {"unk_token": "<unk>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     marks = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
     tokenizer = build_tokenizer(special, marks)
@@ -95,12 +96,21 @@ def build_qwen2_vl(folder: str | Path, layers: int = 5, width: int = 128, seed: 
         video_token_id=ids["<|video_pad|>"], vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"], tie_word_embeddings=True,
     )  # fmt: skip
-    model = Qwen2VLForConditionalGeneration(config)
+    with _seeded(seed):
+        model = Qwen2VLForConditionalGeneration(config)
     area = 192 * 192
     image_processor = Qwen2VLImageProcessorPil(
         patch_size=12, merge_size=2, size={"shortest_edge": area // 2, "longest_edge": area}
     )
     return _save(folder, model, image_processor, tokenizer)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from ``seed`` within, and leave the caller's random state (and every accelerator's) as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _lay_out_positions(model: LlavaForConditionalGeneration) -> None:

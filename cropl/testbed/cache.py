@@ -1,11 +1,13 @@
 """Scenes rendered and preprocessed once and kept as memory-mapped arrays: training does not wait for the renderer.
 
-A cache is a folder of ``.npy`` files and a ``cache.json`` written last; a folder without it, or with other contents
-than asked for, is built anew. It is derived data: delete it at will.
+A cache is a folder of ``.npy`` files and a ``cache.json``, written under another name and renamed when it is whole. Its
+name ends in a digest of all that it depends on: another image processor or other questions are another cache. It is
+derived data: delete it at will.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -25,19 +27,26 @@ from cropl.grid import Region, TokenGrid
 from cropl.testbed.labels import dense_labels
 from cropl.testbed.questions import questions
 from cropl.testbed.scenes import VERSION, Box, Scene, scene
+from cropl.testbed.weights import written_aside
 
 # N pictures, P patches (of all pictures, in a row), E values of a patch
+
+_ASKED = 32  # scenes whose questions go into the digest: drawing those of all would take as long as loading them
 
 
 @dataclass(frozen=True)
 class SceneKey:
-    """What a cache holds: which scenes, preprocessed for which checkpoint's image processor."""
+    """What a cache holds: which scenes, preprocessed for which checkpoint's image processor.
+
+    ``digest`` is one of the processor's settings, the tower's patch and merge sizes, and the questions.
+    """
 
     family: str
     split: str
     count: int
     start: int = 0
     version: int = VERSION
+    digest: str = ""
 
 
 @dataclass
@@ -63,10 +72,17 @@ class SceneCache(Dataset[CachedScene]):
     ):
         config = AutoConfig.from_pretrained(checkpoint)
         self.processor = AutoImageProcessor.from_pretrained(checkpoint)
-        self.key = SceneKey(config.model_type, split, count, start)
         self.merge = getattr(config.vision_config, "spatial_merge_size", 1)
         self.patch = config.vision_config.patch_size
-        self.folder = Path(folder) / f"{self.key.family}-{split}-{start}-{count}"
+        asked = [
+            question_row(one, question)
+            for one in (scene(split, index) for index in range(start, start + min(count, _ASKED)))
+            for question in questions(one)
+        ]
+        basis = [self.processor.to_dict(), self.patch, self.merge, asked]
+        digest = hashlib.sha256(json.dumps(basis, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        self.key = SceneKey(config.model_type, split, count, start, digest=digest)
+        self.folder = Path(folder) / f"{self.key.family}-{split}-{start}-{count}-{digest}"
         if not self._is_built():
             self._build()
         self.pixels = np.load(self.folder / "pixels.npy", mmap_mode="r")
@@ -103,7 +119,9 @@ class SceneCache(Dataset[CachedScene]):
         else:
             grid = TokenGrid.stretched(rows, columns, one.width, one.height)
         found = []
-        for question, known in zip(questions(one), row["questions"]):
+        for question, known in zip(questions(one), row["questions"], strict=True):
+            if question.text != known["question"]:
+                raise ValueError(f"{self.folder}: its questions are not those of this version: delete the folder")
             absent = question.kind == "existence" and question.answer == "no"
             boxes = () if absent else question.boxes
             parts = (boxes[:1], boxes[1:]) if question.kind == "relation" else (boxes, boxes)
@@ -117,7 +135,6 @@ class SceneCache(Dataset[CachedScene]):
             return False
 
     def _build(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
         pixels: list[np.ndarray] = []
         labels: list[np.ndarray] = []
         rows: list[dict[str, Any]] = []
@@ -139,9 +156,10 @@ class SceneCache(Dataset[CachedScene]):
             spans = ends
             pixels.append(pixel_rows)
             labels.append(label_rows.astype(np.float16))
-        np.save(self.folder / "pixels.npy", np.concatenate(pixels))
-        np.save(self.folder / "labels.npy", np.concatenate(labels))
-        (self.folder / "cache.json").write_text(json.dumps({"key": asdict(self.key), "rows": rows}))
+        with written_aside(self.folder) as aside:
+            np.save(aside / "pixels.npy", np.concatenate(pixels))
+            np.save(aside / "labels.npy", np.concatenate(labels))
+            (aside / "cache.json").write_text(json.dumps({"key": asdict(self.key), "rows": rows}))
 
     def _preprocess(self, one: Scene) -> tuple[np.ndarray, tuple[int, int]]:
         """Resized pixels as uint8: (1, 3, H, W), or (P, 3 * p * p) patches with the second frame left out."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NAMES = {
@@ -31,5 +35,32 @@ def resolve(name_or_path: str) -> str:
         if make is None:
             raise ValueError(f"no untrained model {name!r}: choose llava or qwen2_vl")
         folder = Path("runs/untrained") / name
-        return str(folder if (folder / "config.json").exists() else make(folder))
+        if not (folder / "config.json").exists():
+            with written_aside(folder) as aside:
+                make(aside)
+        return str(folder)
     return name_or_path
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A new folder beside ``folder`` that takes its name when the block ends well, and is deleted otherwise.
+
+    So nobody finds half of it. What was at ``folder`` goes; if another process put its own there meanwhile, that stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    before = folder.stat().st_ino if folder.exists() else None
+    try:
+        yield aside
+        if folder.exists() and folder.stat().st_ino == before:
+            shutil.rmtree(folder)
+        try:
+            aside.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -29,7 +29,4 @@ KINDS = ("text", "attribute", "relation", "count", "existence", "choice")
 """The six question kinds, after what the paper's benchmarks ask: TextVQA (text), GQA and VQAv2 (attribute, relation,
 count), POPE (existence) and ScienceQA (multiple choice)."""
 
-CHANCE = {"text": 1 / 12, "attribute": 1 / 8, "relation": 1 / 4, "count": 1 / 4, "existence": 0.6, "choice": 1 / 3}
-"""Accuracy of the best constant answer, by kind (attribute: colours and shapes are asked alike)."""
-
 PHOTO_FOLDER = Path(__file__).parent / "photos"

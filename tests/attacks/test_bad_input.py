@@ -72,6 +72,10 @@ def test_images(files, capsys, name, says):
         (["--overlay", "x.txt"], "must end in"),
         (["--region", "0,0,1,1", "--localizer", "x"], "not allowed with"),
         (["--layer", "1", "--method", "prune"], "--layer goes with"),
+        (["--method", "dense", "--budget", "8"], "--budget has no effect with --method dense"),
+        (["--method", "dense", "--region", "0,0,1,1"], "--region has no effect"),
+        (["--method", "dense", "--localizer", "x"], "--localizer has no effect"),
+        (["--method", "dense", "--zero-shot", "x"], "--zero-shot has no effect"),
         (["--colour"], "unrecognized arguments"),
     ],
 )
@@ -126,7 +130,7 @@ def test_a_localizer_that_is_none(files, capsys, tiny_llava):
 def test_pruning_a_family_without_surgery(files, capsys, tiny_localizer):
     args = ["ask", files / "good.jpg", "What?", "--model", tiny_localizer, "--region", "0,0,1,1"]
     code, message = one_error(capsys, args)
-    assert code == FAILED and "--method dense" in message
+    assert code == USAGE and "--method dense" in message
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,12 @@ def test_recipe_that_is_none(files, capsys):
 def test_out_is_a_file(files, capsys):
     code, message = one_error(capsys, ["evaluate", "-c", "testbed/study", "--out", files / "list.yaml"])
     assert code == USAGE and "is a file" in message
+
+
+def test_out_that_cannot_be_written(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # whoever runs this may be allowed everything
+    code, message = one_error(capsys, ["evaluate", "-c", "testbed/study", "--out", tmp_path])
+    assert code == USAGE and "cannot be written" in message
 
 
 def test_unknown_command(capsys):

@@ -48,7 +48,6 @@ def test_training_is_shown_before_and_after(monkeypatch, capsys):
     class Cli:
         trainer, model, datamodule = Trainer(), None, None
 
-    monkeypatch.setattr("cropl.cli.training_cli", lambda args, run: Cli)
     monkeypatch.setattr(recipe, "find", lambda name: name)
-    quickstart._train()
+    quickstart._train(lambda args, run: Cli)
     assert "mean recall" in (told := capsys.readouterr().out) and "before 0.300   after 0.900" in told

@@ -130,6 +130,24 @@ def test_numbers():
     assert tables.budget(row(budget=0.222)) == "22.2 %"
 
 
+def test_names_tell_apart_what_differs_in_the_study():
+    rows = [row("dense", "none", None), row("prune", positions="compact"), row(positions="original"),
+            row("random", "none", positions="original")]  # fmt: skip
+    assert [tables.name(r, rows) for r in rows[1:]] == [
+        "prune, predicted regions", "ILP, predicted regions", "random tokens"
+    ]  # fmt: skip
+    rows += [row(layer=2, positions="original"), row(layer=6, positions="compact", arm="full")]
+    assert [tables.name(r, rows) for r in rows[1:]] == [
+        "prune, predicted regions",
+        "ILP, K = 1, predicted regions, original positions",
+        "random tokens, K = 1, original positions",
+        "ILP, K = 2, predicted regions, original positions",
+        "ILP, K = L, predicted regions, compact positions",
+    ]
+    assert "K = 2" in report.plot(rows) and "K = L" not in report.plot(rows)
+    assert "ILP, K = 2" in tables.results_html(rows) and "ILP, K = 2" in tables.kinds_html(rows)
+
+
 def test_files_are_whole_or_absent(tmp_path):
     path = write_atomically(tmp_path / "new/a.txt", "one")
     assert path.read_text() == "one"

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from cropl.errors import UsageError
-from cropl.evaluation import tables
+from cropl.evaluation import answer, gallery, tables
+from cropl.evaluation import rows as result_rows
+from cropl.evaluation import run as running
+from cropl.evaluation.plan import Run, check_arms
 from cropl.evaluation.progress import Stages
 from cropl.evaluation.run import run_study, save
 from cropl.evaluation.study import Study
+from cropl.grid import TokenGrid
 from cropl.models.localizer import Localizer
 from cropl.models.vlm import load_vlm
 from cropl.testbed.samples import samples as scenes
@@ -71,7 +76,7 @@ def test_rows_have_the_fields(outcome, rows):
 
 def test_budgets_are_met(rows):
     for key, row in rows.items():
-        if key.startswith("ilp") and row["budget"] == 16:
+        if key.startswith("ilp") and row["budget"] == 16 and row["layer"] < 3:
             assert abs(row["tokens_kept_mean"] - 16) <= 1
     assert rows["random-k1-16"]["tokens_kept_min"] == rows["random-k1-16"]["tokens_kept_max"] == 16
     assert rows["random-k1-0.5"]["tokens_kept_mean"] == 72
@@ -96,6 +101,13 @@ def test_every_layer_full_is_dense(outcome, rows):
         assert rows[arm]["prefill_flops"] == rows["dense"]["prefill_flops"]
         assert rows[arm]["kv_bytes"] == rows["dense"]["kv_bytes"]
         assert rows[arm]["layer_average_tokens"] == 144
+        # What was kept, and not what the budget asked for.
+        assert [rows[arm][f"tokens_kept_{part}"] for part in ("mean", "min", "max")] == [144, 144, 144]
+        assert rows[arm]["budget"] == 16
+    full = [line["arms"]["ilp-predicted-kall-16"] for line in outcome.predictions]
+    assert all(one["tokens_kept"] == 144 and one["kept"] is None for one in full)
+    cut = [line["arms"]["ilp-predicted-k1-16"] for line in outcome.predictions]
+    assert all(sum(gallery.unpack(one["kept"], 144)) == one["tokens_kept"] < 144 for one in cut)
 
 
 def test_costs_order(rows):
@@ -174,3 +186,110 @@ def test_errors(world):
     with pytest.raises(UsageError, match="above 144"):
         one = study(arms=[{"method": "random", "layer": 1, "budget": 145}])
         run_study(one, samples, vlm, localizer, stages=Stages())
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        ({"method": "ilp", "region_source": "gt", "init_args": {"depth": 1}}, "depth"),
+        ({"method": "ilp", "region_source": "gt", "layer": 4}, "layer 4 is above 3"),
+        ({"method": "cropl.pruning.random.RandomTokens", "layer": 1}, "argument: 'tokens'"),
+        ({"method": "cropl.pruning.random.RandomTokens", "init_args": {"tokens": 0}}, "tokens=0"),
+        ({"method": "cropl.pruning.ilp.ILP", "layer": 1}, "needs regions"),
+        ({"method": "cropl.pruning.ilp.ILP", "layer": 1, "budget": 8}, "takes `tokens`"),
+        ({"method": "string.Formatter"}, "must be an InnerLLM"),
+    ],
+)
+def test_what_cannot_run_fails_before_anything_is_localized(world, monkeypatch, arm, says):
+    monkeypatch.setattr(running, "localize", lambda *args: pytest.fail("localized"))
+    with pytest.raises(UsageError, match=says):
+        run_study(study(arms=[arm]), world[2], world[0], world[1], stages=Stages())
+
+
+def test_a_model_that_cannot_be_pruned_fails_at_once(world, tiny_localizer, monkeypatch):
+    monkeypatch.setattr(running, "localize", lambda *args: pytest.fail("localized"))
+    with pytest.raises(UsageError, match="cannot be pruned"):
+        run_study(study(), world[2], load_vlm(tiny_localizer), world[1], stages=Stages())
+
+
+def test_layer_average_of_a_method_with_one_number_needs_one_grid(world):
+    arms = study(arms=[{"method": "random", "layer": 1, "budget": 64, "budget_meaning": "layer_average"}]).arms
+    grids = [TokenGrid.stretched(12, 12, 96, 96), TokenGrid.stretched(10, 12, 96, 80)]
+    check_arms(arms, world[0], grids[:1])
+    with pytest.raises(UsageError, match="one token count"):
+        check_arms(arms, world[0], grids)
+
+
+def test_seconds_are_of_generation_alone_after_a_warm_up(world, monkeypatch):
+    vlm, _, samples = world
+    told = []
+    for name in ("inputs", "generate"):
+        method = getattr(vlm, name)
+
+        def noted(*args, name=name, method=method, **options):
+            told.append((name, options.get("max_new_tokens")))
+            return method(*args, **options)
+
+        monkeypatch.setattr(vlm, name, noted)
+    monkeypatch.setattr(answer, "_probe", lambda *args: 0)
+    clock = answer.time.perf_counter
+    monkeypatch.setattr(answer.time, "perf_counter", lambda: told.append(("clock", None)) or clock())
+    dense = Run(study().arms[0], None, None, kept=[144])
+    with torch.inference_mode():
+        answer.answer_all(vlm, samples[:1], [dense], max_new_tokens=2)
+    clocks = ("clock", None)
+    assert told[:2] == [("inputs", None), ("generate", 1)]
+    assert told[2:] == [clocks, clocks, ("inputs", None), clocks, ("generate", 2), clocks]
+
+
+def test_an_unknown_vision_tower_has_no_cost_and_loses_no_answer(world, monkeypatch):
+    vlm, localizer, samples = world
+    monkeypatch.setattr(vlm.model.config.vision_config, "model_type", "siglip_vision_model")
+    arms = [{"method": "ilp", "region_source": "gt", "layer": 1, "budget": 16}]
+    made = run_study(study(arms=arms, controls=[]), samples[:2], vlm, localizer, stages=Stages()).results["rows"]
+    for row in made:
+        assert row["prefill_flops"] > 0 and row["kv_bytes"] > 0
+        assert row["prefill_flops_with_vision"] is row["prefill_flops_with_localizer"] is None
+
+
+def test_costs_that_cannot_be_counted_are_told_before_the_answers(world, monkeypatch):
+    vlm, localizer, samples = world
+    monkeypatch.setattr(running, "localize", lambda *args: pytest.fail("localized"))
+
+    def unknown(*args):
+        raise AttributeError("no intermediate_size")
+
+    monkeypatch.setattr("cropl.metrics.cost.decoder_flops", unknown)
+    with pytest.raises(UsageError, match="cannot be counted"):
+        run_study(study(), samples, vlm, localizer, stages=Stages())
+
+
+def test_only_what_was_counted_is_free(world, tmp_path):
+    vlm, localizer, samples = world
+    lines = [{"key": sample.key, "region": [0, 0, 3, 3]} for sample in samples]
+    (tmp_path / "regions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arms = [{"method": "ilp", "region_source": ["gt", "file", "center"], "layer": 1, "budget": 16}]
+    one = study(arms=arms, controls=[], localizer=None, regions=str(tmp_path / "regions.jsonl"))
+    dense, gt, file, center = run_study(one, samples[:2], vlm, stages=Stages()).results["rows"]
+    for row in (dense, gt):
+        assert row["prefill_flops_with_localizer"] == row["prefill_flops_with_vision"] > 0
+    assert file["prefill_flops_with_localizer"] is None and center["prefill_flops_with_localizer"] is None
+
+
+def test_comparisons_are_between_equal_positions():
+    base = {"budget": 16, "budget_meaning": "post_prune", "num_layers": 3, "control": None}
+    made = [
+        {**base, "arm": f"{method}-{source}-{positions}", "method": method, "region_source": source, "layer": layer,
+         "positions": positions}
+        for method, source, layer, positions in (
+            ("ilp", "predicted", 1, "original"), ("ilp", "predicted", 1, "compact"), ("ilp", "gt", 1, "compact"),
+            ("prune", "predicted", 0, "compact"),
+        )
+    ]  # fmt: skip
+    found = result_rows.compare(study(), made, {row["arm"]: np.ones(4) for row in made})
+    assert [(one["arm_a"], one["arm_b"]) for one in found] == [
+        ("ilp-predicted-original", "prune-predicted-compact"),
+        ("ilp-predicted-compact", "ilp-gt-compact"),
+        ("ilp-predicted-compact", "prune-predicted-compact"),
+    ]
+    assert found[1]["a"] == "ILP, predicted regions, compact positions"
