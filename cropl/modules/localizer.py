@@ -111,8 +111,8 @@ def lay_out_coordinates(model: Any, ids_2G: Tensor) -> None:
 
     Row i of an axis is the common start plus ``i u - (i^2 / 2) v`` for two random directions of the axis. A hidden
     state with ``h u = s c`` and ``h v = s`` then gives the logit ``-s / 2 (i - c)^2`` up to a constant: the coordinate
-    nearest to c wins, and c is a linear function of what the tower knows of a box. From unordered rows the decoder has to
-    learn eight thresholds per side.
+    nearest to c wins, and c is a linear function of what the tower knows of a box. From unordered rows the decoder has
+    to learn eight thresholds per side.
     """
     step_G = torch.arange(GRID) - (GRID - 1) / 2
     for table in {id(t): t for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():
