@@ -1,4 +1,4 @@
-"""Pre-trains a vision tower on dense labels: for every patch, kind, colour, word, centre and box of what is there.
+"""Pre-trains a vision tower and its projector on dense labels: kind, colour, word, centre and box on every patch.
 
 End to end from answers alone, a tiny tower stays on its plateau; with labels for every patch it learns in minutes.
 """
@@ -19,16 +19,16 @@ from cropl.testbed import weights
 from cropl.testbed.labels import IGNORE, KIND_NAMES
 from cropl.testbed.world import COLORS, WORDS
 
-# N patches of all pictures of the batch, E tower width, V patches of one picture
+# N patches and M visual tokens of all pictures of the batch, E tower width, D decoder width, V patches of one picture
 
 _SIZES = {"kind": len(KIND_NAMES), "color": len(COLORS), "word": len(WORDS), "center": 1, "box": 4}
 
 
 class DenseLabelModule(TrainingModule):
-    """Trains the vision tower of a LLaVA or Qwen2-VL checkpoint through a linear head on its patches.
+    """Trains tower and projector (or merger) of a LLaVA or Qwen2-VL checkpoint through a linear head on visual tokens.
 
-    The head is thrown away afterwards; the features that it reads stay linear in the labels, which is what makes them
-    easy for the decoder.
+    The head is thrown away afterwards; the tokens that it reads, those that the decoder gets, stay linear in labels.
+    A projector that learns from answers alone loses what they seldom need, above all where a thing lies.
 
     ``windowed_share`` of the steps, the first ones, see four windows of a quarter of each picture instead of the whole
     (LLaVA only): what lies on a patch is seen nearby, and attention over a quarter of the tokens costs a sixteenth.
@@ -52,10 +52,12 @@ class DenseLabelModule(TrainingModule):
         self.family = self.model.config.model_type
         self.model.requires_grad_(False)
         self.tower.requires_grad_(True)
-        vision = self.model.config.vision_config
-        width = vision.hidden_size if self.family == "llava" else vision.embed_dim
+        if self.family == "llava":
+            self.model.model.multi_modal_projector.requires_grad_(True)
+        width = self.model.config.text_config.hidden_size
+        self.patches = 1 if self.family == "llava" else self.model.config.vision_config.spatial_merge_size**2
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, sum(_SIZES.values()))
+        self.head = nn.Linear(width, self.patches * sum(_SIZES.values()))
 
     @property
     def tower(self) -> Any:
@@ -64,14 +66,18 @@ class DenseLabelModule(TrainingModule):
     def forward(self, pixels: list[Tensor], grids: list[tuple[int, int]]) -> dict[str, Tensor]:
         """Logits per patch and label: a dict of (N, classes)."""
         if self.family == "llava":
-            features_NE = self.tower(torch.stack(pixels)).last_hidden_state[:, 1:].flatten(0, 1)
-        else:
-            thw = torch.tensor([[1, *grid] for grid in grids], device=self.device)
-            features_NE = self.tower(torch.cat(pixels), thw).last_hidden_state
-        return self._read(features_NE)
+            return self._read(self._projected(self.tower(torch.stack(pixels)).last_hidden_state))
+        thw = torch.tensor([[1, *grid] for grid in grids], device=self.device)
+        return self._read(self.tower(torch.cat(pixels), thw).pooler_output)
 
-    def _read(self, features_NE: Tensor) -> dict[str, Tensor]:
-        return dict(zip(_SIZES, self.head(self.norm(features_NE)).split(list(_SIZES.values()), dim=1)))
+    def _projected(self, hidden_BSE: Tensor) -> Tensor:
+        """LLaVA's visual tokens, of all rows one after the other, without the class token."""
+        return self.model.model.multi_modal_projector(hidden_BSE[:, 1:]).flatten(0, 1)
+
+    def _read(self, tokens_MD: Tensor) -> dict[str, Tensor]:
+        """Logits of every patch; a merged token answers for its patches, in the tower's order."""
+        out_NC = self.head(self.norm(tokens_MD)).unflatten(1, (self.patches, -1)).flatten(0, 1)
+        return dict(zip(_SIZES, out_NC.split(list(_SIZES.values()), dim=1)))
 
     def training_step(self, batch: dict, index: int) -> Tensor:
         windowed = self.trainer.global_step < self.windowed_share * self.trainer.estimated_stepping_batches
@@ -103,7 +109,7 @@ class DenseLabelModule(TrainingModule):
         which_N1 = torch.arange(count, device=self.device).repeat(4)[:, None]
         window_NSE = torch.cat([tokens_BSE[which_N1, :1].squeeze(2), tokens_BSE[which_N1, place_NV + 1]], dim=1)
         hidden_NSE = tower.encoder(inputs_embeds=tower.pre_layrnorm(window_NSE)).last_hidden_state
-        return self._read(hidden_NSE[:, 1:].flatten(0, 1)), labels_BV8[which_N1, place_NV].flatten(0, 1)
+        return self._read(self._projected(hidden_NSE)), labels_BV8[which_N1, place_NV].flatten(0, 1)
 
     def _scored(self, logits: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses and scores by label."""

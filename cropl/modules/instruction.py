@@ -60,6 +60,12 @@ class InstructionModule(TrainingModule):
             vision.merger.requires_grad_(True)
         self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
         self.evidence_weight, self.evidence_layers = evidence_weight, tuple(evidence_layers)
+        layers = int(self.model.config.text_config.num_hidden_layers)
+        if evidence_weight and not 1 <= min(self.evidence_layers) <= max(self.evidence_layers) <= layers - 2:
+            raise ValueError(
+                f"evidence_layers {list(self.evidence_layers)}: needs one more decoder layer before and after them, "
+                f"and this model has {layers}; choose layers in 1..{layers - 2}, or evidence_weight 0"
+            )
         self.prompts = PackedPrompts(self.model.config, self.tokenizer)
         self.accuracy = AnswerAccuracy()
 

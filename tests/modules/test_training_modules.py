@@ -99,3 +99,8 @@ def test_strided_tokens_form_a_regular_grid():
         assert len(index) == 144
         assert len(set(rows.tolist())) == 12 and len({r % 2 for r in rows.tolist()}) == 1
         assert len(set(columns.tolist())) == 12 and len({c % 2 for c in columns.tolist()}) == 1
+
+
+def test_evidence_layers_need_a_layer_on_either_side(prepared):
+    with pytest.raises(ValueError, match="has 2"):
+        InstructionModule(prepared[0], evidence_weight=0.5)
