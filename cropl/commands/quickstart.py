@@ -61,8 +61,8 @@ def _train(training_cli: Callable[..., Any]) -> None:
         raise KeyboardInterrupt
     after = recall()
     for name in before:
-        if "recall" in name:
-            print(f"area recall, {name.replace('_', ' '):<16} before {before[name]:.3f}   after {after[name]:.3f}")
+        if "recall" in name or name == "region_share":  # a large region has recall for free: show its size beside it
+            print(f"localizer, {name.replace('_', ' '):<16} before {before[name]:.3f}   after {after[name]:.3f}")
 
 
 def _study(out: Path) -> None:

@@ -81,7 +81,8 @@ class AnswerAccuracy(Metric):
             if counted:
                 row = self.kinds.index(kind) if kind else len(self.kinds)
                 counts[row] += torch.tensor([int(right), 1])
-        self.counts += counts.to(self.counts.device)
+        # Not in place: a state that was reset in inference mode (validate before fit) may not be changed outside of it.
+        self.counts = self.counts + counts.to(self.counts.device)
 
     def compute(self) -> dict[str, Tensor]:
         """The shares of everything counted so far, see the class."""

@@ -80,8 +80,9 @@ class AreaRecall(Metric):
         if not len(pred) == len(truth) == len(valid):
             raise ValueError(f"area recall: {len(pred)} predictions, {len(truth)} truths, {len(valid)} valid flags")
         pairs = [(p, t) for p, t, counted in zip(pred, truth, valid, strict=True) if counted]
-        self.table += area_table([p for p, _ in pairs], [t for _, t in pairs]).to(self.table.device)
-        self.predicted_blocks += sum(p.area for p, _ in pairs)
+        # Not in place: a state that was reset in inference mode (validate before fit) may not be changed outside of it.
+        self.table = self.table + area_table([p for p, _ in pairs], [t for _, t in pairs]).to(self.table.device)
+        self.predicted_blocks = self.predicted_blocks + sum(p.area for p, _ in pairs)
 
     def compute(self) -> dict[str, Tensor]:
         """The scores of everything counted so far, see the class."""

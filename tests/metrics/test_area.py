@@ -101,3 +101,13 @@ def test_no_questions_is_nan_and_bad_lengths_are_refused() -> None:
     assert scores["n"] == 0 and math.isnan(scores["mean_recall"]) and math.isnan(scores["region_share"])
     with pytest.raises(ValueError, match="1 predictions"):
         metric.update([Region.full()], [])
+
+
+def test_it_can_be_reset_in_inference_mode_and_go_on_outside():
+    metric = AreaRecall()
+    with torch.inference_mode():
+        metric.update([Region(0, 0, 1, 1)], [Region(0, 0, 1, 1)])
+        metric.reset()
+        metric.update([Region(0, 0, 1, 1)], [Region(0, 0, 1, 1)])
+    metric.update([Region(0, 0, 0, 1)], [Region(0, 0, 1, 1)])
+    assert float(metric.compute()["mean_recall"]) == 0.75
