@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cropl.data.packing import Packed, Turn, pack
+from cropl.models.qwen2_vl import chat_prompt
 from cropl.prompt import clean_question, llava_prompt
 
 # B rows, S length, V visual tokens of a picture, D width, R rows of position ids, T supervised tokens
@@ -66,11 +67,7 @@ class PackedPrompts:
     def _prompt(self, question: str) -> list[int]:
         if self.family == "llava":
             return list(self.tokenizer(llava_prompt(question))["input_ids"])
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        text = self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(self.tokenizer(chat_prompt(self.tokenizer, question), add_special_tokens=False)["input_ids"])
 
 
 def encode_pictures(model: Any, pixels: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> list[Tensor]:

@@ -46,14 +46,19 @@ class QwenProcessor:
 
     def prompt(self, question: str) -> str:
         """The chat prompt of one image and one question, up to where the answer starts."""
-        content = [{"type": "image"}, {"type": "text", "text": clean_question(question)}]
-        chat = [{"role": "user", "content": content}]
-        text: str = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return text
+        return chat_prompt(self.tokenizer, question)
 
     def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
         return texts
+
+
+def chat_prompt(tokenizer: Any, question: str) -> str:
+    """The checkpoint's chat prompt of one image and one question, up to where the answer starts."""
+    content = [{"type": "image"}, {"type": "text", "text": clean_question(question)}]
+    chat = [{"role": "user", "content": content}]
+    text: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return text
 
 
 class Qwen2VLVLM(VLM):

@@ -22,6 +22,7 @@ from cropl.models import region_sources as sources
 from cropl.models.localizer import Localizer
 from cropl.models.vlm import VLM, load_vlm
 from cropl.pruning import InnerLLM, pruned, region_mask
+from cropl.testbed import weights
 
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
@@ -66,12 +67,12 @@ class AnswererModule(L.LightningModule):
             raise ValueError(f"method {method.name!r} needs a region_source other than 'none'")  # type: ignore[union-attr]
         if needs_regions and region_source in ("predicted", "center", "random") and localizer is None:
             raise ValueError(f"region_source {region_source!r} needs a localizer")
-        self.vlm = load_vlm(_folder(model), device="cpu") if isinstance(model, str) else model
+        self.vlm = load_vlm(weights.resolve(model), device="cpu") if isinstance(model, str) else model
         self.answering = self.vlm.model.requires_grad_(False).eval()
         self.localizer: Localizer | None = None
         if needs_regions and region_source != "gt":
             if isinstance(localizer, str):
-                localizer = Localizer.from_pretrained(_folder(localizer), device="cpu")
+                localizer = Localizer.from_pretrained(weights.resolve(localizer), device="cpu")
             assert localizer is not None
             self.localizer, self.locating = localizer, localizer.vlm.model.requires_grad_(False).eval()
         self.method, self.region_source, self.budget = method, region_source, budget
@@ -150,14 +151,6 @@ class AnswererModule(L.LightningModule):
 
 def _displayed(sample: Sample) -> Image.Image:
     return sample.image if isinstance(sample.image, Image.Image) else load_image(sample.image)
-
-
-def _folder(name: str) -> str:
-    if not name.startswith("testbed:"):
-        return name
-    from cropl.testbed import weights
-
-    return weights.resolve(name)
 
 
 def _unpack(batch: Any) -> tuple[list[Sample], list[bool]]:

@@ -36,7 +36,7 @@ class InstructionModule(TrainingModule):
         evidence_layers: consecutive 0-based decoder layers, with one more before and after them.
 
     Batches: ``pixels``, ``grids`` (patches), ``questions`` (per picture a list of kind, question, answer and, for the
-    second loss, ``evidence``, bool (V,)).
+    second loss, ``evidence``, bool (2, V)).
     """
 
     def __init__(
