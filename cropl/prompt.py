@@ -33,7 +33,7 @@ def clean_question(question: str, special_tokens: Iterable[str] = ()) -> str:
 
     Args:
         question: the user's text.
-        special_tokens: further strings that a tokenizer reads as control tokens (`tokenizer.all_special_tokens`).
+        special_tokens: further strings that the model's tokenizer reads as control tokens.
 
     Raises:
         ValueError: the question is not text, or nothing is left of it.
@@ -57,17 +57,18 @@ def localizer_prompt(question: str) -> str:
     return f"{clean_question(question)} {LOCALIZER_INSTRUCTION}"
 
 
-def llava_prompt(question: str, system: bool = False) -> str:
+def llava_prompt(question: str, system: bool = False, special_tokens: Iterable[str] = ()) -> str:
     """LLaVA-1.5's prompt for one question about one image, up to where the answer starts (no trailing space).
 
     Args:
         question: the user's text.
         system: put the `vicuna_v1` system sentence in front, as LLaVA's own evaluation does.
+        special_tokens: as for `clean_question`.
 
     Raises:
         ValueError: the question is empty.
     """
-    prompt = f"USER: <image>\n{clean_question(question)} ASSISTANT:"
+    prompt = f"USER: <image>\n{clean_question(question, special_tokens)} ASSISTANT:"
     return f"{VICUNA_SYSTEM} {prompt}" if system else prompt
 
 

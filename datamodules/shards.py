@@ -45,7 +45,8 @@ class ShardsDataModule(L.LightningDataModule):
         eval_batch: samples of an evaluation batch per process.
         num_workers: worker processes for each loader.
         seed: of the training order.
-        collate: makes a batch of a list of `Sample`; None leaves the list. Modules may set it in their `setup`.
+        collate: makes a batch of a list of `Sample`. None takes the `collate` of the module that is trained or tested,
+            and leaves the list where it has none.
         verify: how shards are compared with their manifest before the first step: `size`, `full` or `off`.
 
     Raises:
@@ -119,6 +120,10 @@ class ShardsDataModule(L.LightningDataModule):
             raise ValueError(f"the checkpoint's position does not fit the data ({'; '.join(changed)})")
         self.consumed = int(state_dict["consumed"])
 
+    def _collate(self) -> Collate | None:
+        module = self.trainer.lightning_module if self.trainer is not None else None
+        return self.collate or getattr(module, "collate", None)
+
     def _identity(self) -> dict[str, Any]:
         fingerprint = self.readers["train"].manifest.fingerprint
         return {
@@ -139,10 +144,10 @@ class ShardsDataModule(L.LightningDataModule):
         epoch, start = divmod(self.consumed // self.global_batch, per_epoch)
         rank, world = self._place()
         return SampleStream(
-            reader, self.global_batch, rank, world, seed=self.seed, epoch=epoch, start=start, collate=self.collate
+            reader, self.global_batch, rank, world, seed=self.seed, epoch=epoch, start=start, collate=self._collate()
         )
 
     def _evaluation(self, split: str) -> StreamLoader:
         reader, (rank, world) = self.readers[split], self._place()
-        stream = SampleStream(reader, self.eval_batch * world, rank, world, training=False, collate=self.collate)
+        stream = SampleStream(reader, self.eval_batch * world, rank, world, training=False, collate=self._collate())
         return StreamLoader(lambda: stream, self.num_workers)

@@ -1,9 +1,11 @@
-"""An argument parser whose errors are one line, like all other user errors. Imports nothing heavy."""
+"""Checks of what the command line is given: errors are one line, like all other user errors. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from cropl.errors import UsageError
@@ -38,3 +40,15 @@ class Parser(argparse.ArgumentParser):
             return self.parse_args(list(args))
         except HelpShown:
             return None
+
+
+def check_writable(out: Path) -> None:
+    """UsageError unless results can be written into the folder `out`, which is made: fail before the work."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"out {out} is a file; give a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out {out} cannot be made: {(error.strerror or str(error)).lower()}; give another") from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise UsageError(f"out {out} cannot be written to; give another folder")

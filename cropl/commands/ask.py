@@ -14,8 +14,9 @@ from cropl.grid import Region, TokenGrid
 if TYPE_CHECKING:
     from PIL import Image
 
+    from cropl.models.inputs import VLMInputs
     from cropl.models.region_sources import RegionSource
-    from cropl.models.vlm import VLM, VLMInputs
+    from cropl.models.vlm import VLM
 
 
 @dataclass
@@ -133,15 +134,14 @@ def _source(options: Options) -> tuple[str, RegionSource | None]:
 
 
 def _keep(options: Options, region: Region | None, grid: TokenGrid) -> Any:
-    """Bool (V,): which visual tokens stay: exactly the budget, or the region's own; all where there is no region."""
+    """Bool (V,): which visual tokens stay; all where there is no region."""
     import torch
 
-    from cropl.budget import per_image
-    from cropl.pruning import region_mask
+    from cropl.pruning import keep_mask
 
     if region is None or options.method == "dense":
         return torch.ones(grid.num_tokens, dtype=torch.bool)
-    return region_mask(region, grid) if options.budget is None else per_image(region, grid, options.budget)
+    return keep_mask(region, grid, options.budget)
 
 
 def _method(options: Options, layer: int) -> Any:

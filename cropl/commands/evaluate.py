@@ -10,13 +10,13 @@ predictions.jsonl and report.html into --out (default runs/<recipe name>/) and p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropl import recipe
+from cropl.commands.arguments import check_writable
 from cropl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def evaluate(recipes: Sequence[str], overrides: dict[str, Any] | None = None, qu
     study = Study.from_config(config)
     label = recipe.label(recipes)
     out = Path(study.out or f"runs/{label.removesuffix('.yaml').replace('+', '-')}")
-    _check_writable(out)
+    check_writable(out)
     for arm in study.arms:
         load_class(arm.class_path)
     samples = load_samples(study)
@@ -107,15 +107,3 @@ def show(outcome: Outcome, path: Path) -> None:
         shares = ", ".join(f"> {t}: {100 * found[f'recall_gt_{t}']:.1f} %" for t in ("0.5", "0.7", "0.9"))
         console.print(f"\nlocalizer: mean area recall {found['mean_recall']:.3f} ({shares}; n = {found['n']})")
     console.print(f"report: {path}", soft_wrap=True, highlight=False)
-
-
-def _check_writable(out: Path) -> None:
-    """Fail before the work and not after it."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"out {out} is a file; give a folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"out {out} cannot be made: {(error.strerror or str(error)).lower()}; give another") from None
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise UsageError(f"out {out} cannot be written to; give another folder")

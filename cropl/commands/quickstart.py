@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cropl.commands.arguments import Parser
+from cropl.commands.arguments import Parser, check_writable
 from cropl.errors import RunError
 
 TRAINING, STUDY = "testbed/quickstart_localizer", "testbed/quickstart"
@@ -29,10 +29,11 @@ def run(args: Sequence[str], training_cli: Callable[..., Any]) -> int:
     if given is None:
         return 0
     out, began = Path(given.out), time.perf_counter()
+    check_writable(out)
 
     if not given.skip_training:
         _title("1. a localizer, fine-tuned from the shipped base for a short run")
-        _train(training_cli)
+        _train(training_cli, out)
     _title("2. pruning with the shipped localizer, against dense and the controls")
     _study(out)
     _title("3. the same path on a photograph")
@@ -45,11 +46,11 @@ def _title(text: str) -> None:
     print(f"\n== {text}\n", flush=True)
 
 
-def _train(training_cli: Callable[..., Any]) -> None:
-    """`cropl fit` on the training recipe, with a validation before the first step and after the last."""
+def _train(training_cli: Callable[..., Any], out: Path) -> None:
+    """`cropl fit` on the training recipe into `out`, with a validation before the first step and after the last."""
     from cropl import recipe
 
-    cli = training_cli(["--config", str(recipe.find(TRAINING))], run=False)
+    cli = training_cli(["--config", str(recipe.find(TRAINING)), f"--trainer.default_root_dir={out}"], run=False)
 
     def recall() -> dict[str, float]:
         found = cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]

@@ -18,7 +18,8 @@ import torch
 from cropl.evaluation.pictures import by_image, controlled, displayed
 from cropl.evaluation.plan import Run
 from cropl.metrics.cost import kv_bytes
-from cropl.models.vlm import VLM, VLMInputs
+from cropl.models.inputs import VLMInputs
+from cropl.models.vlm import VLM
 from cropl.pruning import Patch, pruned
 
 if TYPE_CHECKING:

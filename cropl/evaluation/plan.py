@@ -43,7 +43,7 @@ class Run:
         keep: one bool mask (V_i,) per question, None where the method draws or computes its own.
         kept: visual tokens that are to stay after the pruning layer, per question; results hold those that did.
         factor, residual: of the set's budget; None where there is none.
-        infeasible: why the budget cannot be met; the run is then left out and its row says so.
+        infeasible: why the budget cannot be met, by any seed of the arm; its runs are then left out, its row says so.
     """
 
     arm: Arm
@@ -156,16 +156,18 @@ def make_plan(
     """
     runs = []
     for arm in arms:
-        layer = _checked_layer(arm, num_layers)
-        for seed in arm.runs():
-            run = Run(arm, seed, layer)
+        layer, infeasible = _checked_layer(arm, num_layers), None
+        mine = [Run(arm, seed, layer) for seed in arm.runs()]
+        for run in mine:
             try:
                 _fill(run, num_layers, keys, grids, regions)
             except InfeasibleBudget as error:
-                run.infeasible = str(error)
+                infeasible = infeasible or str(error)
             except ValueError as error:
                 raise UsageError(f"study arm {arm.key!r}: {error}") from None
-            runs.append(run)
+        for run in mine:  # all seeds or none: a mean over those that happen to fit would be another control
+            run.infeasible = infeasible
+        runs += mine
     return runs
 
 

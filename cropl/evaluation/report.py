@@ -135,5 +135,13 @@ def _figures(results: Mapping[str, Any], dense: Row | None, shown: Row | None) -
 
 
 def _controls_note(rows: Sequence[Row]) -> str:
-    averaged = max((len(row.get("seeds") or []) for row in rows), default=0)
-    return f"Random controls are means over {averaged} seeds." if averaged > 1 else ""
+    """How many seeds the random controls are means over; those that differ from most are named."""
+    random = [row for row in rows if row.get("seeds") and not row.get("infeasible")]
+    if not random:
+        return ""
+    counts = [len(row["seeds"]) for row in random]
+    most = max(counts, key=counts.count)
+    usual = f"Random controls are means over {most} seeds" if most > 1 else "Random controls are runs of one seed"
+    others = {tables.name(row, rows): n for row, n in zip(random, counts, strict=True) if n != most}
+    named = "; ".join(f"{name}: {n} seed{'s' if n > 1 else ''}" for name, n in others.items())
+    return f"{usual} ({named})." if named else f"{usual}."

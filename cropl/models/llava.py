@@ -8,6 +8,7 @@ to a square with the mean colour instead, as LLaVA-1.5 was trained, and then res
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -15,8 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
+from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
-from cropl.models.vlm import VLM, VLMInputs, as_encoder_output
+from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows
+from cropl.models.vlm import VLM, special_tokens
 from cropl.prompt import llava_prompt
 
 
@@ -53,15 +56,6 @@ class LlavaVLM(VLM):
                 "load both from the same checkpoint"
             )
 
-    @property
-    def base(self) -> nn.Module:
-        base: nn.Module = self.model.model
-        return base
-
-    @property
-    def decoder(self) -> Any:
-        return self.model.model.language_model
-
     def token_grids(
         self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
     ) -> list[TokenGrid]:
@@ -73,20 +67,17 @@ class LlavaVLM(VLM):
         questions: Sequence[str],
         features: Sequence[Tensor] | None = None,
     ) -> VLMInputs:
-        if len(images) != len(questions):
-            raise ValueError(f"{len(images)} images and {len(questions)} questions: give one image per question")
-        if not images:
-            raise ValueError("no images: give at least one image and one question")
+        check_rows(images, questions, features)
         processor = self._needs_processor()
         grids = self.token_grids([image.size for image in images])
         placeholders = processor.image_token * (self.side * self.side)
-        prompts = [llava_prompt(question, self.system).replace("<image>", placeholders, 1) for question in questions]
+        control = special_tokens(processor.tokenizer)
+        prompts = [llava_prompt(question, self.system, control) for question in questions]
+        prompts = [prompt.replace("<image>", placeholders, 1) for prompt in prompts]
         text = processor.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
         tensors: dict[str, Any] = {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
         if features is None:
             tensors["pixel_values"] = self.pixel_values(images)
-        elif len(features) != len(images):
-            raise ValueError(f"{len(features)} image features for {len(images)} images: give one per row")
         else:
             tensors["mm_encoder_outputs"] = as_encoder_output(features)
         return VLMInputs(tensors, grids)
@@ -97,19 +88,67 @@ class LlavaVLM(VLM):
 
     def pixel_values(self, images: Sequence[Image.Image]) -> Tensor:
         """Pixels `(B, 3, image_size, image_size)` of images padded to a square with the processor's mean colour."""
-        image_processor = self._needs_processor().image_processor
-        colour = tuple(int(mean * 255) for mean in image_processor.image_mean)
-        size = {"height": self.image_size, "width": self.image_size}
-        squares = [pad_to_square(image, colour) for image in images]
-        pixels = image_processor(images=squares, size=size, do_center_crop=False, return_tensors="pt")["pixel_values"]
-        weight = next(self.model.model.vision_tower.parameters())
-        placed: Tensor = pixels.to(weight.device, weight.dtype)
-        return placed
+        weight = next(self.tower.parameters())
+        return self.prepare.pixels(images).to(weight.device, weight.dtype)
+
+    @property
+    def tower(self) -> nn.Module:
+        tower: nn.Module = self.model.model.vision_tower
+        return tower
+
+    @property
+    def projector(self) -> nn.Module:
+        projector: nn.Module = self.model.model.multi_modal_projector
+        return projector
+
+    @property
+    def tokenizer(self) -> Any:
+        return self._needs_processor().tokenizer
+
+    @property
+    def prepare(self) -> PaddedSquare:
+        return PaddedSquare(self._needs_processor().image_processor, self.image_size, self.side)
+
+    def encode_prepared(self, pixels: Sequence[Tensor], patches: Sequence[tuple[int, int]]) -> list[Tensor]:
+        return list(self.model.model.get_image_features(torch.stack(list(pixels))).pooler_output)
+
+    def prompt_ids(self, question: str) -> list[int]:
+        prompt = llava_prompt(question, self.system, special_tokens(self.tokenizer))
+        return list(self.tokenizer(prompt)["input_ids"])
 
     def _needs_processor(self) -> Any:
         if self.processor is None:
             raise ValueError("this LlavaVLM has no processor: load it with LlavaVLM.from_pretrained(path)")
         return self.processor
+
+
+@dataclass(frozen=True)
+class PaddedSquare:
+    """Prepares pictures for a CLIP tower: padded to a square with the mean colour, then resized as a whole.
+
+    Attributes:
+        image_processor: the checkpoint's, for its statistics.
+        size: side of the square in pixels.
+        side: side of the square in patches.
+    """
+
+    image_processor: Any
+    size: int
+    side: int
+
+    def __call__(self, image: Image.Image) -> Prepared:
+        return Prepared(
+            self.pixels([image])[0], (self.side, self.side), TokenGrid.padded_square(self.side, *image.size)
+        )
+
+    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
+        """Pixels `(B, 3, size, size)`."""
+        colour = tuple(int(mean * 255) for mean in self.image_processor.image_mean)
+        size = {"height": self.size, "width": self.size}
+        squares = [pad_to_square(image, colour) for image in images]
+        made = self.image_processor(images=squares, size=size, do_center_crop=False, return_tensors="pt")
+        pixels: Tensor = made["pixel_values"]
+        return pixels
 
 
 def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Training forward over packed questions (:mod:`cropl.data.packing`) for the LLaVA-1.5 and Qwen2-VL families.
+"""Training forward over packed questions (:mod:`cropl.data.packing`) for any family.
 
 Prompts are those of inference, taken apart at the picture: what precedes the visual tokens is the row's prefix, what
 follows is the turn's prompt.
@@ -13,32 +13,26 @@ import torch
 from torch import Tensor
 
 from cropl.data.packing import Packed, Turn, pack
-from cropl.models.qwen2_vl import chat_prompt
-from cropl.prompt import clean_question, llava_prompt
+from cropl.models.vlm import VLM
 
 # B rows, S length, V visual tokens of a picture, D width, R rows of position ids, T supervised tokens
 
 
 class PackedPrompts:
-    """Tokenises pictures' prefixes and turns for one checkpoint.
+    """Tokenises pictures' prefixes and turns for one model.
 
     Args:
-        config: the model's config (``model_type`` ``llava`` or ``qwen2_vl``).
-        tokenizer: its tokenizer.
+        vlm: the model with its processor.
     """
 
-    def __init__(self, config: Any, tokenizer: Any):
-        if config.model_type not in ("llava", "qwen2_vl"):
-            raise ValueError(f"packed training supports llava and qwen2_vl, not {config.model_type!r}")
-        self.tokenizer = tokenizer
-        self.family = config.model_type
-        self.image_id = config.image_token_id
-        self.end = [tokenizer.eos_token_id]
-        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    def __init__(self, vlm: VLM):
+        self.vlm, self.tokenizer, self.image_id = vlm, vlm.tokenizer, vlm.image_token_id
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        self.end, self.pad_id = [end], end if pad is None else pad
 
     def turn(self, question: str, answer: str) -> Turn:
         """The tokens behind the picture, and the supervised answer with its end-of-turn token."""
-        prompt = self._prompt(clean_question(question))
+        prompt = self.vlm.prompt_ids(question)
         after = prompt[prompt.index(self.image_id) + 1 :]
         return Turn(after, self.tokenizer(answer, add_special_tokens=False)["input_ids"] + self.end)
 
@@ -47,35 +41,16 @@ class PackedPrompts:
 
         ``keep_V``: indices of the visual tokens that stay, at their own positions; all where it is not given.
         """
-        prompt = self._prompt("?")
+        prompt = self.vlm.prompt_ids("?")
         before = prompt[: prompt.index(self.image_id)]
-        rows, columns = grid
-        start = len(before)
-        cell_V = torch.arange(rows * columns) if keep_V is None else keep_V
-        if self.family == "llava":
-            visual = (start + cell_V)[None]
-            text = torch.arange(start)[None]
-        else:
-            place = torch.stack([torch.zeros_like(cell_V), cell_V // columns, cell_V % columns])
-            visual, text = start + place, torch.arange(start).expand(3, -1)
-        return before + [self.image_id] * len(cell_V), torch.cat([text, visual], dim=1)
+        cell_V = torch.arange(grid[0] * grid[1]) if keep_V is None else keep_V
+        visual_RV = self.vlm.visual_positions(len(before), grid, cell_V)
+        text_RS = torch.arange(len(before)).expand(len(visual_RV), -1)
+        return before + [self.image_id] * len(cell_V), torch.cat([text_RS, visual_RV], dim=1)
 
     def pack(self, prefixes: Sequence[tuple[list[int], Tensor]], turns: Sequence[Sequence[Turn]]) -> Packed:
         """Rows of one picture and its turns each."""
         return pack([ids for ids, _ in prefixes], [positions for _, positions in prefixes], turns, self.pad_id)
-
-    def _prompt(self, question: str) -> list[int]:
-        if self.family == "llava":
-            return list(self.tokenizer(llava_prompt(question))["input_ids"])
-        return list(self.tokenizer(chat_prompt(self.tokenizer, question), add_special_tokens=False)["input_ids"])
-
-
-def encode_pictures(model: Any, pixels: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Projected visual tokens of each picture, (V, D). ``grids`` are (rows, columns) of *patches*."""
-    if model.config.model_type == "llava":
-        return list(model.model.get_image_features(torch.stack(list(pixels))).pooler_output)
-    thw = torch.tensor([[1, *grid] for grid in grids], device=pixels[0].device)
-    return list(model.model.get_image_features(torch.cat(list(pixels)), thw).pooler_output)
 
 
 def first_positions(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
@@ -91,7 +66,7 @@ def packed_logits(model: Any, packed: Packed, features: Sequence[Tensor]) -> tup
     """Logits (T, vocabulary) at the supervised positions, row by row, and their targets (T,).
 
     Args:
-        model: the LLaVA or Qwen2-VL model.
+        model: the `transformers` model.
         packed: the rows; the number of placeholders in row b is the length of ``features[b]``.
         features: visual tokens of each row, (V, D).
     """

@@ -7,6 +7,7 @@ tokenizer are composed here: the placeholder is expanded to rows x columns token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,9 +15,11 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2VLForConditionalGeneration
 
+from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
+from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows
 from cropl.models.loading import load_config, load_image_processor, load_model, load_tokenizer
-from cropl.models.vlm import VLM, VLMInputs, as_encoder_output
+from cropl.models.vlm import VLM, special_tokens
 from cropl.prompt import clean_question
 
 DEFAULT_MAX_PIXELS = 448 * 448
@@ -39,11 +42,6 @@ class QwenProcessor:
             raise ValueError(f"max_pixels={max_pixels} is below the checkpoint's least image area {smallest}")
         self.size = {"shortest_edge": smallest, "longest_edge": min(largest, max_pixels)}
 
-    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """`pixel_values` of all patches of all images in a row, and `image_grid_thw` (images, 3) in patches."""
-        made = self.image_processor(images=list(images), size=self.size, return_tensors="pt")
-        return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
-
     def prompt(self, question: str) -> str:
         """The chat prompt of one image and one question, up to where the answer starts."""
         return chat_prompt(self.tokenizer, question)
@@ -55,10 +53,11 @@ class QwenProcessor:
 
 def chat_prompt(tokenizer: Any, question: str) -> str:
     """The checkpoint's chat prompt of one image and one question, up to where the answer starts."""
-    content = [{"type": "image"}, {"type": "text", "text": clean_question(question)}]
+    text = clean_question(question, special_tokens(tokenizer))
+    content = [{"type": "image"}, {"type": "text", "text": text}]
     chat = [{"role": "user", "content": content}]
-    text: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return text
+    prompt: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    return prompt
 
 
 class Qwen2VLVLM(VLM):
@@ -83,15 +82,6 @@ class Qwen2VLVLM(VLM):
         return cls(model, processor)
 
     @property
-    def base(self) -> nn.Module:
-        base: nn.Module = self.model.model
-        return base
-
-    @property
-    def decoder(self) -> Any:
-        return self.model.model.language_model
-
-    @property
     def merge(self) -> int:
         """Patches are merged `merge` x `merge` into one token."""
         return int(self.model.config.vision_config.spatial_merge_size)
@@ -112,10 +102,9 @@ class Qwen2VLVLM(VLM):
         questions: Sequence[str],
         features: Sequence[Tensor] | None = None,
     ) -> VLMInputs:
-        if len(images) != len(questions) or not images:
-            raise ValueError(f"{len(images)} images and {len(questions)} questions: give one image per question")
+        check_rows(images, questions, features)
         processor: QwenProcessor = self.processor
-        pixels = processor.pixels(images)
+        pixels = self.prepare.pixels(images)
         grids = self.token_grids([image.size for image in images], pixels)
         placeholder = processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
         prompts = [
@@ -139,6 +128,61 @@ class Qwen2VLVLM(VLM):
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[Image.Image]) -> list[Tensor]:
-        pixels = self.processor.pixels(images)
+        pixels = self.prepare.pixels(images)
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         return list(self.model.model.get_image_features(values, pixels["image_grid_thw"].to(self.device)).pooler_output)
+
+    @property
+    def tower(self) -> nn.Module:
+        tower: nn.Module = self.model.model.visual
+        return tower
+
+    @property
+    def projector(self) -> nn.Module:
+        merger: nn.Module = self.model.model.visual.merger
+        return merger
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.processor.tokenizer
+
+    @property
+    def prepare(self) -> MergedPatches:
+        return MergedPatches(self.processor.image_processor, self.processor.size, self.merge)
+
+    def encode_prepared(self, pixels: Sequence[Tensor], patches: Sequence[tuple[int, int]]) -> list[Tensor]:
+        thw = torch.tensor([[1, *grid] for grid in patches], device=pixels[0].device)
+        return list(self.model.model.get_image_features(torch.cat(list(pixels)), thw).pooler_output)
+
+    def prompt_ids(self, question: str) -> list[int]:
+        return list(self.tokenizer(self.processor.prompt(question), add_special_tokens=False)["input_ids"])
+
+    def visual_positions(self, start: int, grid: tuple[int, int], cell_V: Tensor) -> Tensor:
+        columns = grid[1]
+        return start + torch.stack([torch.zeros_like(cell_V), cell_V // columns, cell_V % columns])
+
+
+@dataclass(frozen=True)
+class MergedPatches:
+    """Prepares pictures for Qwen2-VL's tower: resized to whole merged patches, flattened.
+
+    Attributes:
+        image_processor: the checkpoint's.
+        size: its bounds on the resized image's area.
+        merge: patches are merged `merge` x `merge` into one token.
+    """
+
+    image_processor: Any
+    size: dict[str, int]
+    merge: int
+
+    def __call__(self, image: Image.Image) -> Prepared:
+        made = self.pixels([image])
+        _, rows, columns = made["image_grid_thw"][0].tolist()
+        grid = TokenGrid.stretched(rows // self.merge, columns // self.merge, *image.size)
+        return Prepared(made["pixel_values"], (rows, columns), grid)
+
+    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """`pixel_values` of all patches of all images in a row, and `image_grid_thw` (images, 3) in patches."""
+        made = self.image_processor(images=list(images), size=self.size, return_tensors="pt")
+        return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}

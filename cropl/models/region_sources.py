@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -46,6 +46,11 @@ def _needed(samples: Sequence[Sample] | None, name: str) -> Sequence[Sample]:
     if samples is None:
         raise ValueError(f"region source {name!r} needs samples, not only images and questions")
     return samples
+
+
+def _batches(images: Images, questions: Sequence[str], size: int) -> Iterator[tuple[list[Image.Image], list[str]]]:
+    for start in range(0, len(questions), size):
+        yield list(images[start : start + size]), list(questions[start : start + size])
 
 
 class GroundTruth:
@@ -85,9 +90,8 @@ class Predicted:
         self, images: Images, questions: Sequence[str], samples: Sequence[Sample] | None = None
     ) -> list[Region]:
         regions: list[Region] = []
-        for start in range(0, len(questions), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            regions += self.localizer.locate(list(images[part]), list(questions[part]))
+        for pictures, asked in _batches(images, questions, self.batch_size):
+            regions += self.localizer.locate(pictures, asked)
         return regions
 
 
@@ -229,10 +233,8 @@ class ZeroShotGrounding:
         self, images: Images, questions: Sequence[str], samples: Sequence[Sample] | None = None
     ) -> list[Region]:
         regions: list[Region] = []
-        for start in range(0, len(questions), self.batch_size):
-            part = slice(start, start + self.batch_size)
-            prompts = [GROUNDING_PROMPT.format(question=question) for question in questions[part]]
-            inputs = self.vlm.inputs(list(images[part]), prompts)
+        for pictures, asked in _batches(images, questions, self.batch_size):
+            inputs = self.vlm.inputs(pictures, [GROUNDING_PROMPT.format(question=question) for question in asked])
             for text in self.vlm.generate(inputs, max_new_tokens=self.max_new_tokens, do_sample=False):
                 region = parse_grounding(text)
                 self.unparsable += region is None

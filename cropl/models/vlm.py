@@ -9,8 +9,7 @@ Shapes: B rows, S sequence, V visual tokens of one image, D hidden width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,9 +17,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
+from cropl.models.inputs import VLMInputs
 from cropl.models.loading import load_config, load_model, load_processor
 
 if TYPE_CHECKING:
@@ -31,49 +31,6 @@ _FAMILIES = {
     "qwen2_vl": "cropl.models.qwen2_vl.Qwen2VLVLM",
 }
 """`config.model_type` -> class of the families in this package; others construct their VLM class directly."""
-
-
-@dataclass(frozen=True)
-class VLMInputs:
-    """A batch for `model(**inputs.kwargs())` or `model.generate(**inputs.kwargs())`, with its geometry.
-
-    Attributes:
-        tensors: keyword arguments of the model (`input_ids` BS, `attention_mask` BS, `pixel_values`, ... or, for images
-            that were encoded before, `mm_encoder_outputs`).
-        grids: where each row's visual tokens lie over its image.
-    """
-
-    tensors: dict[str, Any]
-    grids: list[TokenGrid]
-
-    def __len__(self) -> int:
-        return len(self.grids)
-
-    @property
-    def image_sizes(self) -> list[tuple[int, int]]:
-        """`(width, height)` of each row's image, in pixels."""
-        return [(grid.image_width, grid.image_height) for grid in self.grids]
-
-    def kwargs(self) -> dict[str, Any]:
-        """A copy of `tensors` for one call: beam search expands the image features of `mm_encoder_outputs` in place."""
-        copied = dict(self.tensors)
-        features = copied.get("mm_encoder_outputs")
-        if features is not None:
-            copied["mm_encoder_outputs"] = {kind: type(output)(**output) for kind, output in features.items()}
-        return copied
-
-    def to(self, device: torch.device | str) -> VLMInputs:
-        """The same batch on another device."""
-
-        def move(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device)
-            if isinstance(value, Mapping):
-                moved = {key: move(item) for key, item in value.items()}
-                return moved if type(value) is dict else type(value)(**moved)
-            return [move(item) for item in value] if isinstance(value, list) else value
-
-        return replace(self, tensors=move(self.tensors))
 
 
 class VLM(ABC):
@@ -121,14 +78,15 @@ class VLM(ABC):
         return cls(model, load_processor(name_or_path))
 
     @property
-    @abstractmethod
     def base(self) -> nn.Module:
         """The module under the language-model head, which receives `input_ids`."""
+        base: nn.Module = self.model.model
+        return base
 
     @property
-    @abstractmethod
     def decoder(self) -> Any:
         """The language model: the module with `.layers`, `.norm`, `.rotary_emb` and `.config`."""
+        return self.model.model.language_model
 
     @abstractmethod
     def token_grids(
@@ -154,6 +112,46 @@ class VLM(ABC):
     @abstractmethod
     def encode_images(self, images: Sequence[Image.Image]) -> list[Tensor]:
         """Projected visual tokens `(V_i, D)` of each image."""
+
+    @property
+    @abstractmethod
+    def tower(self) -> nn.Module:
+        """The vision tower. May contain the projector."""
+
+    @property
+    @abstractmethod
+    def projector(self) -> nn.Module:
+        """What maps the tower's features to the decoder's width."""
+
+    @property
+    def merge(self) -> int:
+        """Each visual token stands for `merge` x `merge` patches of the tower."""
+        return 1
+
+    @property
+    @abstractmethod
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+
+    @property
+    @abstractmethod
+    def prepare(self) -> Callable[[Image.Image], Prepared]:
+        """Turns one picture into the tower's input, in a loader's worker as well: it holds no weights."""
+
+    @abstractmethod
+    def encode_prepared(self, pixels: Sequence[Tensor], patches: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Projected visual tokens `(V_i, D)` of prepared pictures, with gradients where weights want them.
+
+        `patches` are the (rows, columns) of each picture's patches.
+        """
+
+    @abstractmethod
+    def prompt_ids(self, question: str) -> list[int]:
+        """Token ids of the prompt of one image (a single placeholder) and one question, up to the answer."""
+
+    def visual_positions(self, start: int, grid: tuple[int, int], cell_V: Tensor) -> Tensor:
+        """Position ids `(R, V)` of the tokens `cell_V` of a (rows, columns) grid whose first position is `start`."""
+        return (start + cell_V)[None]
 
     @property
     def num_layers(self) -> int:
@@ -185,10 +183,9 @@ class VLM(ABC):
         return [text.strip() for text in texts]
 
 
-def as_encoder_output(features: Sequence[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
-    """Features `(V_i, D)` per image, as `model(mm_encoder_outputs=...)` takes them."""
-    per_image: Any = list(features)  # a list in practice, whatever the annotation of `transformers` says
-    return {"image": BaseModelOutputWithPooling(pooler_output=per_image)}
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Every string that a tokenizer reads as a control token, also those that `all_special_tokens` leaves out."""
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def family(model_type: str) -> type[VLM]:

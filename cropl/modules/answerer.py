@@ -13,7 +13,6 @@ import lightning as L
 import torch
 from PIL import Image
 
-from cropl.budget import per_image
 from cropl.data.images import load_image
 from cropl.grid import Region
 from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy, exact_match
@@ -21,7 +20,7 @@ from cropl.metrics.area import AreaRecall
 from cropl.models import region_sources as sources
 from cropl.models.localizer import Localizer
 from cropl.models.vlm import VLM, load_vlm
-from cropl.pruning import InnerLLM, pruned, region_mask
+from cropl.pruning import InnerLLM, keep_mask, pruned
 from cropl.testbed import weights
 
 if TYPE_CHECKING:
@@ -75,6 +74,10 @@ class AnswererModule(L.LightningModule):
                 localizer = Localizer.from_pretrained(weights.resolve(localizer), device="cpu")
             assert localizer is not None
             self.localizer, self.locating = localizer, localizer.vlm.model.requires_grad_(False).eval()
+        if isinstance(budget, float) and budget > 1 and budget.is_integer():
+            # A recipe's 64 can arrive as 64.0: Python caches unions as sets, so whether the parser tries int or float
+            # first depends on what else was imported. Above 1 only a count can be meant.
+            budget = int(budget)
         self.method, self.region_source, self.budget = method, region_source, budget
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.accuracy, self.recall = AnswerAccuracy(kinds), AreaRecall()
@@ -104,8 +107,7 @@ class AnswererModule(L.LightningModule):
             return texts, None, [grid.num_tokens for grid in inputs.grids]
         keep = None
         if regions is not None:
-            pairs = zip(regions, inputs.grids, strict=True)
-            keep = [region_mask(r, g) if self.budget is None else per_image(r, g, self.budget) for r, g in pairs]
+            keep = [keep_mask(r, g, self.budget) for r, g in zip(regions, inputs.grids, strict=True)]
         with pruned(self.vlm, self.method, keep=keep) as patch:
             texts = self.vlm.generate(inputs, max_new_tokens=self.max_new_tokens)
         kept_B = patch.kept_B

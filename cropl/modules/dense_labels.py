@@ -11,9 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
 
 from cropl.models.export import write_checkpoint
+from cropl.models.vlm import load_vlm
 from cropl.modules.base import TrainingModule
 from cropl.testbed import weights
 from cropl.testbed.labels import IGNORE, KIND_NAMES
@@ -48,31 +48,21 @@ class DenseLabelModule(TrainingModule):
         super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
         self.windowed_share = windowed_share
         self.checkpoint = weights.resolve(checkpoint)
-        self.model = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=torch.float32)
-        self.family = self.model.config.model_type
+        self.vlm = load_vlm(self.checkpoint, dtype=torch.float32, device="cpu")
+        self.model: Any = self.vlm.model
+        if windowed_share and self.vlm.merge > 1:
+            raise ValueError(f"windowed_share={windowed_share}: a tower that merges patches can not be shown windows")
         self.model.requires_grad_(False)
-        self.tower.requires_grad_(True)
-        if self.family == "llava":
-            self.model.model.multi_modal_projector.requires_grad_(True)
+        self.vlm.tower.requires_grad_(True)
+        self.vlm.projector.requires_grad_(True)
         width = self.model.config.text_config.hidden_size
-        self.patches = 1 if self.family == "llava" else self.model.config.vision_config.spatial_merge_size**2
+        self.patches = self.vlm.merge**2
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, self.patches * sum(_SIZES.values()))
 
-    @property
-    def tower(self) -> Any:
-        return self.model.model.vision_tower if self.family == "llava" else self.model.model.visual
-
     def forward(self, pixels: list[Tensor], grids: list[tuple[int, int]]) -> dict[str, Tensor]:
         """Logits per patch and label: a dict of (N, classes)."""
-        if self.family == "llava":
-            return self._read(self._projected(self.tower(torch.stack(pixels)).last_hidden_state))
-        thw = torch.tensor([[1, *grid] for grid in grids], device=self.device)
-        return self._read(self.tower(torch.cat(pixels), thw).pooler_output)
-
-    def _projected(self, hidden_BSE: Tensor) -> Tensor:
-        """LLaVA's visual tokens, of all rows one after the other, without the class token."""
-        return self.model.model.multi_modal_projector(hidden_BSE[:, 1:]).flatten(0, 1)
+        return self._read(torch.cat(self.vlm.encode_prepared(pixels, grids)))
 
     def _read(self, tokens_MD: Tensor) -> dict[str, Tensor]:
         """Logits of every patch; a merged token answers for its patches, in the tower's order."""
@@ -96,7 +86,8 @@ class DenseLabelModule(TrainingModule):
 
     def _windows(self, batch: dict) -> tuple[dict[str, Tensor], Tensor]:
         """Logits and labels (N, 8) of four random windows per picture, each half as wide and high."""
-        tower, count = self.tower, len(batch["pixels"])
+        tower: Any = self.vlm.tower
+        count = len(batch["pixels"])
         rows, columns = batch["grids"][0]
         tokens_BSE = tower.embeddings(torch.stack(batch["pixels"]))
         labels_BV8 = batch["labels"].unflatten(0, (count, -1))
@@ -109,7 +100,8 @@ class DenseLabelModule(TrainingModule):
         which_N1 = torch.arange(count, device=self.device).repeat(4)[:, None]
         window_NSE = torch.cat([tokens_BSE[which_N1, :1].squeeze(2), tokens_BSE[which_N1, place_NV + 1]], dim=1)
         hidden_NSE = tower.encoder(inputs_embeds=tower.pre_layrnorm(window_NSE)).last_hidden_state
-        return self._read(self._projected(hidden_NSE)), labels_BV8[which_N1, place_NV].flatten(0, 1)
+        tokens_MD = self.vlm.projector(hidden_NSE[:, 1:]).flatten(0, 1)
+        return self._read(tokens_MD), labels_BV8[which_N1, place_NV].flatten(0, 1)
 
     def _scored(self, logits: dict[str, Tensor], labels: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses and scores by label."""

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from cropl.data.collate import SampleCollate
 from cropl.data.packing import Packed, Turn
 from cropl.metrics.answer import AnswerAccuracy
 from cropl.models.attention import LayerInput, watched
 from cropl.models.export import write_checkpoint
-from cropl.models.packed import PackedPrompts, encode_pictures, first_positions, packed_logits
+from cropl.models.packed import PackedPrompts, first_positions, packed_logits
+from cropl.models.vlm import load_vlm
 from cropl.modules.base import TrainingModule
 from cropl.testbed import weights
 
@@ -28,15 +29,16 @@ class InstructionModule(TrainingModule):
         stride: use every ``stride``-th row and column of visual tokens, at a random phase and at their own positions: a
             cheap first stage. 1 uses them all, as inference does.
         max_turns: questions of a picture that are trained on at a time, drawn anew at each visit.
-
+        freeze_projector: leave the projector (or merger) as it is, as well as the tower: where both come from dense
+            labels, training from answers alone would only blur where things lie.
         evidence_weight: weight of a second loss, minus the log of the attention that half of the heads of
             ``evidence_layers`` pay to the question's evidence, where the answer begins. In the layer before, the option
             whose letter is the answer looks at this letter; in the layer after, the answer looks at this option. A tiny
             model finds by itself what to look at only after a long plateau. 0 leaves it out.
         evidence_layers: consecutive 0-based decoder layers, with one more before and after them.
 
-    Batches: ``pixels``, ``grids`` (patches), ``questions`` (per picture a list of kind, question, answer and, for the
-    second loss, ``evidence``, bool (2, V)).
+    Batches are those of :class:`~cropl.data.collate.SampleCollate`, or of the testbed's scenes: ``pixels``, ``grids``
+    (patches), ``questions`` (per picture a list of kind, question, answer and, for the second loss, ``evidence``).
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class InstructionModule(TrainingModule):
         checkpoint: str,
         stride: int = 1,
         max_turns: int = 10,
+        freeze_projector: bool = False,
         evidence_weight: float = 0.0,
         evidence_layers: tuple[int, ...] = (2, 3),
         lr: float = 1e-3,
@@ -53,25 +56,25 @@ class InstructionModule(TrainingModule):
     ):
         super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
         self.checkpoint, self.stride, self.max_turns = weights.resolve(checkpoint), stride, max_turns
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(self.checkpoint, dtype=torch.float32)
-        vision = self.model.model.vision_tower if self.is_llava else self.model.model.visual
-        vision.requires_grad_(False)
-        if not self.is_llava:
-            vision.merger.requires_grad_(True)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
+        self.vlm = load_vlm(self.checkpoint, dtype=torch.float32, device="cpu")
+        self.model: Any = self.vlm.model
+        self.vlm.tower.requires_grad_(False)
+        self.vlm.projector.requires_grad_(not freeze_projector)
+        self.tokenizer = self.vlm.tokenizer
         self.evidence_weight, self.evidence_layers = evidence_weight, tuple(evidence_layers)
-        layers = int(self.model.config.text_config.num_hidden_layers)
+        layers = self.vlm.num_layers
         if evidence_weight and not 1 <= min(self.evidence_layers) <= max(self.evidence_layers) <= layers - 2:
             raise ValueError(
                 f"evidence_layers {list(self.evidence_layers)}: needs one more decoder layer before and after them, "
                 f"and this model has {layers}; choose layers in 1..{layers - 2}, or evidence_weight 0"
             )
-        self.prompts = PackedPrompts(self.model.config, self.tokenizer)
+        self.prompts = PackedPrompts(self.vlm)
         self.accuracy = AnswerAccuracy()
 
     @property
-    def is_llava(self) -> bool:
-        return bool(self.model.config.model_type == "llava")
+    def collate(self) -> SampleCollate:
+        """Makes this module's batches of samples; a data module of samples asks for it."""
+        return SampleCollate(self.vlm.prepare)
 
     def forward(self, batch: dict[str, Any], stride: int = 1) -> tuple[Packed, Tensor, Tensor]:
         """Packed rows with the logits (T, vocabulary) and targets (T,) of their supervised tokens."""
@@ -80,8 +83,8 @@ class InstructionModule(TrainingModule):
 
     def _rows(self, batch: dict[str, Any], stride: int) -> tuple[Packed, list[Tensor], list[list[Tensor]]]:
         """Packed rows, the features of their visual tokens, and each turn's evidence among these."""
-        features = encode_pictures(self.model, batch["pixels"], batch["grids"])
-        merge = 1 if self.is_llava else self.model.config.vision_config.spatial_merge_size
+        features = self.vlm.encode_prepared(batch["pixels"], batch["grids"])
+        merge = self.vlm.merge
         prefixes, keeps = [], []
         for i, (rows, columns) in enumerate(batch["grids"]):
             grid = (rows // merge, columns // merge)
@@ -101,7 +104,7 @@ class InstructionModule(TrainingModule):
         packed, features, evidence = self._rows(batch, self.stride)
         first, last = min(self.evidence_layers), max(self.evidence_layers)
         guided = range(first - 1, last + 2) if self.evidence_weight else ()
-        with watched(self.model.model.language_model, guided) as seen:
+        with watched(self.vlm.decoder, guided) as seen:
             logits, targets = packed_logits(self.model, packed, features)
         loss = F.cross_entropy(logits, targets)
         right = (logits.argmax(1) == targets).float().mean()
@@ -116,7 +119,7 @@ class InstructionModule(TrainingModule):
         """Minus the mean log attention of the guided heads to what they should look at; 0 where nothing is asked."""
         row_T, position_T, turn_T = first_positions(packed)
         evidence_T2S = torch.zeros(len(row_T), 2, packed.input_ids_BS.shape[1], dtype=torch.bool, device=self.device)
-        visual_BS = packed.input_ids_BS == self.model.config.image_token_id
+        visual_BS = self.vlm.visual_mask(packed.input_ids_BS)
         for t, (row, turn) in enumerate(zip(row_T.tolist(), turn_T.tolist())):
             evidence_T2S[t][:, visual_BS[row]] = evidence[row][turn].to(self.device)
         option_TS = announced(packed, row_T, position_T)
@@ -158,8 +161,9 @@ class InstructionModule(TrainingModule):
         correct: dict[tuple[int, int], bool] = {}
         for place, ok in zip(where, right):
             correct[place] = correct.get(place, True) and ok
-        kinds = [batch["questions"][b][turn]["kind"] for b, turn in correct]
-        self.accuracy.update(list(correct.values()), kinds)
+        rows = [batch["questions"][b][turn] for b, turn in correct]
+        valid = [row.get("valid", True) for row in rows]
+        self.accuracy.update(list(correct.values()), [row["kind"] for row in rows], valid)
 
     def on_validation_epoch_end(self) -> None:
         scores = self.accuracy.compute()

@@ -20,7 +20,7 @@ class LocalizerModule(InstructionModule):
     Args:
         checkpoint: folder or name of the Qwen2-VL model to start from.
         codec: ``tokens`` (16 added coordinate tokens, new rows of the embedding table) or ``digits``.
-        evidence_weight: see :class:`InstructionModule`.
+        freeze_projector, evidence_weight: see :class:`InstructionModule`.
 
     Batches are those of :class:`InstructionModule`; each question also has its ``region`` on the 8 x 8 grid. Validation
     decodes as inference does, constrained and step by step, and logs the paper's four recall columns (Table 9).
@@ -31,6 +31,7 @@ class LocalizerModule(InstructionModule):
         checkpoint: str,
         codec: str = "tokens",
         max_turns: int = 10,
+        freeze_projector: bool = False,
         evidence_weight: float = 0.0,
         lr: float = 2e-5,
         weight_decay: float = 0.01,
@@ -38,7 +39,7 @@ class LocalizerModule(InstructionModule):
         muon: bool = False,
     ):
         super().__init__(
-            checkpoint, max_turns=max_turns, evidence_weight=evidence_weight,
+            checkpoint, max_turns=max_turns, freeze_projector=freeze_projector, evidence_weight=evidence_weight,
             lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon,
         )  # fmt: skip
         self.codec = RegionCodec(codec)  # type: ignore[arg-type]
@@ -52,8 +53,9 @@ class LocalizerModule(InstructionModule):
     def validation_step(self, batch: dict[str, Any], index: int) -> dict[str, Any]:  # type: ignore[override]
         """Constrained decoding, one coordinate at a time, on the packed rows; returns the regions."""
         predicted = self.locate(batch)
-        truth = [Region(*row["region"]) for rows in batch["questions"] for row in rows]
-        self.recall.update(predicted, truth)
+        asked = [row for rows in batch["questions"] for row in rows]
+        truth = [Region(*row["region"]) for row in asked]
+        self.recall.update(predicted, truth, [row.get("valid", True) for row in asked])
         return {"regions": predicted}
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from cropl.pruning.hooks import Patch
 from cropl.pruning.ilp import ILP
 from cropl.pruning.patch import pruned
 from cropl.pruning.random import RandomTokens
-from cropl.pruning.request import region_mask
+from cropl.pruning.request import keep_mask, region_mask
 
 __all__ = [
     "ILP",
@@ -25,6 +25,7 @@ __all__ = [
     "PreLLM",
     "PruningError",
     "RandomTokens",
+    "keep_mask",
     "pruned",
     "region_mask",
 ]

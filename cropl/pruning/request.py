@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cropl.budget import per_image
 from cropl.grid import Region, TokenGrid
 from cropl.models.vlm import VLM
 
@@ -105,6 +106,15 @@ def region_mask(region: Region, grid: TokenGrid) -> Tensor:
     mask = torch.zeros(grid.rows, grid.cols, dtype=torch.bool)
     mask[r0:r1, c0:c1] = True
     return mask.flatten()
+
+
+def keep_mask(region: Region, grid: TokenGrid, budget: int | float | None = None) -> Tensor:
+    """Bool `(V,)`: what one image keeps: exactly `budget` tokens, grown from the region, or the region's own for None.
+
+    Raises:
+        ValueError: the budget is 0 or above the token count.
+    """
+    return region_mask(region, grid) if budget is None else per_image(region, grid, budget)
 
 
 def _bool(mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoImageProcessor
 
+from cropl.data.collate import cells_in
 from cropl.grid import Region, TokenGrid
 from cropl.testbed.labels import dense_labels
 from cropl.testbed.questions import questions
-from cropl.testbed.scenes import VERSION, Box, Scene, scene
+from cropl.testbed.scenes import VERSION, Scene, scene
 from cropl.testbed.weights import written_aside
 
 # N pictures, P patches (of all pictures, in a row), E values of a patch
@@ -183,15 +184,6 @@ class SceneCache(Dataset[CachedScene]):
 
 def _render(split: str, index: int) -> Image.Image:
     return scene(split, index).render()
-
-
-def cells_in(boxes: Sequence[Box], grid: TokenGrid) -> Tensor:
-    """Bool (V,): the tokens of ``grid`` whose centre lies in one of the boxes."""
-    y_V, x_V = (axis.ravel() for axis in np.mgrid[: grid.rows, : grid.cols])
-    x_V = grid.left + (x_V + 0.5) * grid.width / grid.cols
-    y_V = grid.top + (y_V + 0.5) * grid.height / grid.rows
-    inside = [(x_V > x0) & (x_V < x1) & (y_V > y0) & (y_V < y1) for x0, y0, x1, y1 in boxes]
-    return torch.from_numpy(np.any(inside, axis=0)) if inside else torch.zeros(grid.num_tokens, dtype=torch.bool)
 
 
 def question_row(one: Scene, question: Any) -> dict[str, Any]:

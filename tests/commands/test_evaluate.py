@@ -8,7 +8,7 @@ import pytest
 
 from cropl import recipe
 from cropl.cli import main
-from cropl.evaluation.study import Study
+from cropl.evaluation.study import ALL, Study
 
 RECIPE = """
 vars: {{budgets: [16]}}
@@ -47,15 +47,17 @@ def test_default_folder_is_named_after_the_recipe(small, tmp_path, monkeypatch):
     assert (tmp_path / "runs/small/report.html").exists()
 
 
-@pytest.mark.parametrize("name", ["testbed/study", "testbed/quickstart"])
-def test_shipped_studies_are_valid(name):
+@pytest.mark.parametrize(("name", "seeds"), [("testbed/study", 5), ("testbed/quickstart", 3)])
+def test_shipped_studies_are_valid(name, seeds):
     study = Study.from_config(recipe.load([name]))
     keys = [arm.key for arm in study.arms]
     assert keys[0] == "dense"
     for source in ("gt", "predicted", "center", "random"):
         assert f"ilp-{source}-k1-64" in keys
     assert {"prune-predicted-k0-64", "random-k1-64", "ilp-predicted-kall-64"} <= set(keys)
-    assert all(len(arm.seeds) == 5 for arm in study.arms if arm.key == "random-k1-64")
+    random = [arm for arm in study.arms if "random" in (arm.method, arm.region_source) and arm.layer != ALL]
+    assert {"random-k1-64", "ilp-random-k1-64"} <= {arm.key for arm in random}
+    assert all(len(arm.seeds) == seeds for arm in random)
 
 
 def test_ls_show_cp(tmp_path, capsys):

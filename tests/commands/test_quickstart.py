@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from cropl import recipe
-from cropl.cli import main
+from cropl.cli import main, training_cli
 from cropl.commands import quickstart
 from cropl.testbed import weights
+from cropl.testbed.build import build_qwen2_vl
 
 
 @pytest.fixture
@@ -35,7 +36,36 @@ def test_study_and_photograph(shipped, tmp_path, monkeypatch, capsys):
     assert {row["model"] for row in results["rows"]} == {"testbed:llava"}
 
 
-def test_training_is_shown_before_and_after(monkeypatch, capsys):
+def test_training_writes_below_out_and_nowhere_else(tmp_path, monkeypatch, capsys):
+    base = build_qwen2_vl(tmp_path / "base", layers=5, width=64)  # the recipe guides layers 1 to 4
+    changes = {"scenes: 400": "scenes: 4", "val_scenes: 48": "val_scenes: 2", "batch_size: 16": "batch_size: 4",
+               "max_steps: 40": "max_steps: 1", "interval: 40": "interval: 1", "train_steps: 40": "train_steps: 1",
+               "testbed:qwen2_vl": str(base)}  # fmt: skip
+    text = recipe.find(quickstart.TRAINING).read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "small.yaml").write_text(text)
+    monkeypatch.setattr(quickstart, "TRAINING", str(tmp_path / "small.yaml"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    quickstart._train(training_cli, tmp_path / "out")
+    assert "mean recall" in capsys.readouterr().out
+    assert list((tmp_path / "here").iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "here", "out", "small.yaml"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"cache", "localizer", "quickstart_localizer"}
+    written = {path.name for path in (tmp_path / "out/quickstart_localizer").iterdir()}
+    assert {"last.ckpt", "metrics.csv", "config.yaml", "regions"} <= written
+
+
+def test_an_out_that_cannot_be_is_told_before_the_training(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["quickstart", "--out", str(tmp_path / "file")]) == 2
+    told = capsys.readouterr()
+    assert "is a file; give a folder" in told.err and told.out == ""
+
+
+def test_training_is_shown_before_and_after(tmp_path, monkeypatch, capsys):
     class Trainer:
         interrupted, fitted = False, False
 
@@ -49,5 +79,5 @@ def test_training_is_shown_before_and_after(monkeypatch, capsys):
         trainer, model, datamodule = Trainer(), None, None
 
     monkeypatch.setattr(recipe, "find", lambda name: name)
-    quickstart._train(lambda args, run: Cli)
+    quickstart._train(lambda args, run: Cli, tmp_path)
     assert "mean recall" in (told := capsys.readouterr().out) and "before 0.300   after 0.900" in told

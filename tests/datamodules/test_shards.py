@@ -14,6 +14,9 @@ from cropl.data.manifest import ShardError
 from cropl.data.sample import Sample
 from cropl.data.shards import ShardWriter
 from cropl.datamodules.shards import ShardsDataModule
+from cropl.modules.localizer import LocalizerModule
+from cropl.testbed.build import build_qwen2_vl
+from cropl.testbed.samples import samples
 from tests.data.conftest import make_sample
 
 
@@ -136,3 +139,20 @@ def test_missing_folders_and_damaged_shards_are_named(folders: dict[str, str], t
     shard.write_bytes(shard.read_bytes()[:1024])
     with pytest.raises(ShardError, match=r"samples-000001\.tar"):
         runner(data(folders))
+
+
+def test_a_localizer_trains_on_shards_and_scores_each_sample_once(tmp_path: Path) -> None:
+    """With the collate that the module brings, in a worker process."""
+    for split, count in (("train", 8), ("val", 5)):
+        with ShardWriter(tmp_path / split, samples_per_shard=4) as writer:
+            for sample in samples(split, count):
+                writer.write(sample)
+    module = LocalizerModule(str(build_qwen2_vl(tmp_path / "model", layers=2, width=64)), lr=1e-3)
+    data = ShardsDataModule(str(tmp_path / "train"), str(tmp_path / "val"), global_batch=4, eval_batch=3, num_workers=1)
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(module, datamodule=data)
+    assert fit.global_step == 2 and 0 <= fit.callback_metrics["val/mean_recall"] <= 1
+    scores: list[int] = []
+    module.on_validation_epoch_end = lambda: scores.append(int(module.recall.compute()["n"]))  # type: ignore[method-assign]
+    fit.validate(module, datamodule=data, verbose=False)
+    assert scores == [5]

@@ -155,3 +155,15 @@ def test_files_are_whole_or_absent(tmp_path):
         write_atomically(path, 3)  # type: ignore[arg-type]
     assert path.read_text() == "one" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
     assert "null" in write_json(tmp_path / "b.json", {"x": float("nan")}).read_text()
+
+
+def test_the_note_on_controls_counts_the_seeds_of_the_rows():
+    tokens, regions = row("random", "none", 64, seeds=[0, 1, 2]), row("ilp", "random", seeds=[0, 1, 2])
+    full = row("ilp", "random", seeds=[0], layer=6)
+    assert report._controls_note([row()]) == ""
+    assert report._controls_note([row(), tokens, regions]) == "Random controls are means over 3 seeds."
+    assert report._controls_note([full]) == "Random controls are runs of one seed."
+    assert report._controls_note([tokens, regions, full]) == (
+        "Random controls are means over 3 seeds (ILP, K = L, random regions: 1 seed)."
+    )
+    assert report._controls_note([row("random", "none", 64, seeds=[0], infeasible="why"), row()]) == ""

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from cropl.budget import InfeasibleBudget
 from cropl.errors import UsageError
 from cropl.evaluation import answer, gallery, tables
+from cropl.evaluation import plan as planning
 from cropl.evaluation import rows as result_rows
 from cropl.evaluation import run as running
 from cropl.evaluation.plan import Run, check_arms
@@ -293,3 +295,23 @@ def test_comparisons_are_between_equal_positions():
         ("ilp-predicted-compact", "prune-predicted-compact"),
     ]
     assert found[1]["a"] == "ILP, predicted regions, compact positions"
+
+
+def test_an_arm_is_feasible_with_all_its_seeds_or_with_none(world, monkeypatch):
+    vlm, localizer, samples = world
+    calibrate, asked = planning.calibrate, []
+
+    def sometimes(*args):
+        asked.append(args)
+        if len(asked) == 2:
+            raise InfeasibleBudget("not for the second seed")
+        return calibrate(*args)
+
+    monkeypatch.setattr(planning, "calibrate", sometimes)
+    arms = [{"method": "ilp", "region_source": ["random", "predicted"], "layer": 1, "budget": 16}]
+    one = study(arms=arms, controls=[], seeds=[0, 1, 2])
+    results = run_study(one, samples[:2], vlm, localizer, stages=Stages()).results
+    dense, random, predicted = results["rows"]
+    assert random["infeasible"] == "not for the second seed" and random["accuracy"] is None
+    assert dense["infeasible"] is predicted["infeasible"] is None and predicted["accuracy"] is not None
+    assert results["comparisons"] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import numpy as np
@@ -14,11 +15,12 @@ from transformers import CLIPImageProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from cropl.grid import GRID, Region, TokenGrid
+from cropl.models.inputs import VLMInputs, as_encoder_output
 from cropl.models.llava import LlavaVLM, pad_to_square
 from cropl.models.loading import ModelLoadError
-from cropl.models.vlm import VLM, VLMInputs, as_encoder_output, as_vlm, family, load_vlm
+from cropl.models.vlm import VLM, as_vlm, family, load_vlm
 from cropl.pruning import ILP, pruned
-from tests.reference.checkpoint import save_tiny, tiny_processor
+from tests.reference.checkpoints import save_tiny, tiny_processor
 from tests.reference.tiny import tiny_llava
 
 BOX = Image.Resampling.BOX
@@ -177,10 +179,23 @@ def test_pruned_through_the_vlm(vlm, images) -> None:
 
 
 def test_questions_cannot_smuggle_images(vlm, images) -> None:
-    inputs = vlm.inputs(images[:1], ["What <image> is it ?"])
-    assert vlm.visual_mask(inputs.tensors["input_ids"]).sum() == 64
+    for mark in ("<image>", " <image><image>", "<<image>>"):
+        inputs = vlm.inputs(images[:1], [f"What {mark} is it ?"])
+        assert vlm.visual_mask(inputs.tensors["input_ids"]).sum() == 64
     with pytest.raises(ValueError, match="empty"):
         vlm.inputs(images[:1], ["  "])
+
+
+def test_control_tokens_are_those_of_the_tokenizer(vlm, images) -> None:
+    tokenizer = copy.deepcopy(vlm.processor.tokenizer)
+    tokenizer.add_tokens(["[INST]"], special_tokens=True)
+    tokenizer.add_tokens(["signpost"])  # a word of its own, and no control token
+    processor = copy.copy(vlm.processor)
+    processor.tokenizer = tokenizer
+    made = LlavaVLM(vlm.model, processor).inputs(images[:1], ["Read [INST] the signpost ?"]).tensors["input_ids"][0]
+    assert tokenizer.convert_tokens_to_ids("[INST]") not in made
+    assert tokenizer.convert_tokens_to_ids("signpost") in made
+    assert "[INST]" not in tokenizer.all_special_tokens  # what it names is not all that it reads as control
 
 
 def test_bad_inputs(vlm, images) -> None:

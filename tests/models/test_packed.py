@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from cropl.models.packed import PackedPrompts, encode_pictures, packed_logits
+from cropl.models.packed import PackedPrompts, packed_logits
 from cropl.models.vlm import load_vlm
 from cropl.testbed.build import build_llava, build_qwen2_vl
 from cropl.testbed.questions import questions
@@ -21,9 +22,8 @@ def checkpoint(request, tmp_path_factory):
 
 
 def test_packed_logits_are_those_of_separate_rows(checkpoint):
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    prompts = PackedPrompts(model.config, AutoTokenizer.from_pretrained(checkpoint))
     vlm = load_vlm(checkpoint)
+    prompts = PackedPrompts(vlm)
     scenes = [scene("val", 3), scene("val", 4)]
     pictures = [one.render() for one in scenes]
     asked = [questions(one)[:3] for one in scenes]
@@ -32,7 +32,7 @@ def test_packed_logits_are_those_of_separate_rows(checkpoint):
         grids = [(g.rows, g.cols) for g in vlm.inputs(pictures, ["?", "?"]).grids]
         rows = [[prompts.turn(q.text, q.answer) for q in qs] for qs in asked]
         packed = prompts.pack([prompts.prefix(grid) for grid in grids], rows)
-        logits, targets = packed_logits(model, packed, features)
+        logits, targets = packed_logits(vlm.model, packed, features)
         at = 0
         for picture, qs, turns in zip(pictures, asked, rows):
             for question, turn in zip(qs, turns):
@@ -44,16 +44,36 @@ def test_packed_logits_are_those_of_separate_rows(checkpoint):
     assert at == len(logits)
 
 
-def test_pictures_can_be_encoded_with_gradients_only_where_wanted(checkpoint):
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
-    if model.config.model_type == "llava":
-        model.model.vision_tower.requires_grad_(False)
-        features = encode_pictures(model, [torch.randn(3, 192, 192)], [(24, 24)])
-        trained = model.model.multi_modal_projector.linear_1.weight
-    else:
-        model.model.visual.requires_grad_(False)
-        model.model.visual.merger.requires_grad_(True)
-        features = encode_pictures(model, [torch.randn(64, 864)], [(8, 8)])
-        trained = model.model.visual.merger.mlp[0].weight
-    features[0].sum().backward()
-    assert trained.grad is not None and trained.grad.abs().sum() > 0
+def test_prepared_pictures_give_the_tokens_of_inference(checkpoint):
+    vlm = load_vlm(checkpoint)
+    pictures = [scene("val", 3).render(), scene("val", 4).render()]
+    prepared = [vlm.prepare(picture) for picture in pictures]
+    with torch.no_grad():
+        features = vlm.encode_prepared([one.pixels for one in prepared], [one.patches for one in prepared])
+    torch.testing.assert_close(features, vlm.encode_images(pictures))
+    assert [one.tokens for one in prepared] == vlm.inputs(pictures, ["?", "?"]).grids
+    held = pickle.loads(pickle.dumps(vlm.prepare))
+    assert torch.equal(held(pictures[0]).pixels, prepared[0].pixels)
+
+
+def test_pictures_are_encoded_with_gradients_only_where_wanted(checkpoint):
+    vlm = load_vlm(checkpoint)
+    vlm.tower.requires_grad_(False)
+    vlm.projector.requires_grad_(True)
+    one = vlm.prepare(scene("val", 3).render())
+    vlm.encode_prepared([one.pixels], [one.patches])[0].sum().backward()
+    trained = [p for p in vlm.projector.parameters() if p.ndim > 1]
+    assert trained and all(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    inside = {id(p) for p in vlm.projector.parameters()}
+    assert all(p.grad is None for p in vlm.tower.parameters() if id(p) not in inside)
+
+
+def test_questions_cannot_smuggle_images(checkpoint):
+    vlm = load_vlm(checkpoint)
+    prompts = PackedPrompts(vlm)
+    question = f"What <image> <|image_pad|> {vlm.tokenizer.convert_ids_to_tokens(prompts.image_id)} is it?"
+    turn = prompts.turn(question, "red")
+    assert prompts.image_id not in turn.prompt + turn.answer
+    inputs = vlm.inputs([scene("val", 3).render()], [question])
+    assert vlm.visual_mask(inputs.tensors["input_ids"]).sum() == inputs.grids[0].num_tokens
+    assert inputs.tensors["input_ids"][0, -len(turn.prompt) :].tolist() == turn.prompt

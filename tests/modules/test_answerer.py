@@ -83,6 +83,12 @@ def test_controls_use_the_localizer(tiny_llava, tiny_localizer, questions):
     assert areas[0] == areas[1] == areas[2]
 
 
+@pytest.mark.parametrize(("given", "meant"), [(20, 20), (20.0, 20), (0.25, 0.25), (1.0, 1.0)])
+def test_a_count_that_was_parsed_as_a_float(tiny_llava, given, meant):
+    budget = AnswererModule(tiny_llava, None, ILP(layer=1), "gt", budget=given).budget
+    assert budget == meant and type(budget) is type(meant)
+
+
 def test_errors(tiny_llava):
     with pytest.raises(ValueError, match="region_source other than 'none'"):
         AnswererModule(tiny_llava, None, ILP(layer=1), "none")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from cropl.modules.dense_labels import DenseLabelModule
 from cropl.modules.instruction import InstructionModule, _strided
 from cropl.testbed.build import build_llava, build_qwen2_vl
 from cropl.testbed.cache import SceneCache
+from cropl.testbed.samples import samples
 
 BUILD = {"llava": build_llava, "qwen2_vl": build_qwen2_vl}
 
@@ -73,6 +76,14 @@ def test_instruction_trains_decoder_and_projector_with_the_tower_frozen(prepared
     assert losses[-1] < 0.7 * losses[0]
 
 
+def test_a_frozen_projector_stays_as_it_is(prepared):
+    checkpoint, batch, _ = prepared
+    module = InstructionModule(checkpoint, freeze_projector=True)
+    before = [p.clone() for p in module.vlm.projector.parameters()]
+    _losses(module, batch, steps=2)
+    assert all(torch.equal(p, b) for p, b in zip(module.vlm.projector.parameters(), before))
+
+
 def test_validation_counts_what_generation_answers(prepared):
     """Teacher-forced scoring of packed rows against greedy decoding, one question at a time."""
     checkpoint, batch, cache = prepared
@@ -104,3 +115,28 @@ def test_strided_tokens_form_a_regular_grid():
 def test_evidence_layers_need_a_layer_on_either_side(prepared):
     with pytest.raises(ValueError, match="has 2"):
         InstructionModule(prepared[0], evidence_weight=0.5)
+
+
+def test_samples_make_the_batches_of_a_module(prepared):
+    """Shards' samples train as the testbed's own scenes do: same pixels, questions, regions and evidence."""
+    checkpoint, batch, cache = prepared
+    module = InstructionModule(checkpoint)
+    made = module.collate(samples("train", 4))
+    rows = {row["question"]: row for row in cache[0].questions}
+    for (row,), pixels, grid in zip(made["questions"], made["pixels"], made["grids"]):
+        known = rows[row["question"]]
+        assert {k: row[k] for k in ("kind", "answer", "region")} == {k: known[k] for k in ("kind", "answer", "region")}
+        assert torch.equal(row["evidence"].any(0), known["evidence"].any(0)) or row["answer"] == "no"
+        assert grid == batch["grids"][0]
+        torch.testing.assert_close(pixels, batch["pixels"][0], atol=0.02, rtol=0)  # the cache rounds to 8 bits
+    losses = _losses(module, made)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_repeated_samples_are_not_scored(prepared):
+    module = InstructionModule(prepared[0]).eval()
+    module.log = lambda *args, **kwargs: None
+    one = samples("train", 3)
+    with torch.no_grad():
+        module.validation_step(module.collate([*one, replace(one[0], valid=False)]), 0)
+    assert int(module.accuracy.counts[:, 1].sum()) == 3

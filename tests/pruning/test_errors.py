@@ -8,21 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
-from cropl.grid import Region
 from cropl.pruning import ILP, Dense, InnerLLM, NotSupportedError, PreLLM, PruningError, RandomTokens, pruned
-from tests.reference.tiny import batch, pixels, prompt, tiny_llava
-
-SMALL, WIDE = Region(2, 3, 4, 4), Region(0, 1, 7, 2)
-
-
-@pytest.fixture
-def model():
-    return tiny_llava(3)
-
-
-@pytest.fixture
-def inputs():
-    return {"input_ids": prompt(5)[None], "pixel_values": pixels(1)}
+from tests.reference.tiny import SMALL, batch, pixels, prompt, tiny_llava
 
 
 @pytest.mark.parametrize("layer", [0, 1])

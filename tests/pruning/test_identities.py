@@ -9,9 +9,8 @@ from cropl.grid import Region, TokenGrid
 from cropl.pruning import ILP, Dense, pruned
 from cropl.pruning.request import region_mask
 from tests.reference.masked import masked_logits
-from tests.reference.tiny import IMAGE, SIDE, batch, pixels, prompt, tiny_llava
+from tests.reference.tiny import FULL, IMAGE, SIDE, SMALL, WIDE, batch, pixels, prompt, tiny_llava
 
-FULL, SMALL, WIDE = Region.full(), Region(2, 3, 4, 4), Region(0, 1, 7, 2)
 SQUARE = TokenGrid.padded_square(SIDE, 1, 1)
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cropl.grid import Region
 from cropl.pruning import ILP, Dense, InnerLLM, RandomTokens, pruned
-from tests.reference.tiny import batch, pixels, prompt, tiny_llava
-
-SMALL, WIDE = Region(2, 3, 4, 4), Region(0, 1, 7, 2)
+from tests.reference.tiny import SMALL, WIDE, batch, pixels, prompt, tiny_llava
 
 
 def test_names() -> None:

@@ -8,21 +8,8 @@ import threading
 import pytest
 import torch
 
-from cropl.grid import Region
 from cropl.pruning import ILP, Dense, PruningError, pruned
-from tests.reference.tiny import pixels, prompt, tiny_llava
-
-SMALL, WIDE = Region(2, 3, 4, 4), Region(0, 1, 7, 2)
-
-
-@pytest.fixture
-def model():
-    return tiny_llava(3)
-
-
-@pytest.fixture
-def inputs():
-    return {"input_ids": prompt(5)[None], "pixel_values": pixels(1)}
+from tests.reference.tiny import SMALL, WIDE, tiny_llava
 
 
 def hooks(model) -> list[dict]:

@@ -18,7 +18,10 @@ from transformers import (
     Qwen2Config,
 )
 
+from cropl.grid import Region
+
 IMAGE, PAD, SIDE, VOCAB = 99, 0, 8, 100
+SMALL, WIDE, FULL = Region(2, 3, 4, 4), Region(0, 1, 7, 2), Region.full()
 
 
 def tiny_llava(
