@@ -15,7 +15,10 @@ from cropl.models.qwen2_vl import DEFAULT_MAX_PIXELS, Qwen2VLVLM
 from cropl.models.vlm import VLM
 from cropl.prompt import RegionCodec, localizer_prompt
 
-# B rows, S length, W vocabulary
+# B rows, S length, W vocabulary, G coordinates of an axis
+
+COVERAGE_KEY = "region_coverage"
+"""In a checkpoint's config: how its regions are to be decoded."""
 
 
 class Localizer:
@@ -24,15 +27,21 @@ class Localizer:
     Args:
         vlm: the fine-tuned model; with the ``tokens`` codec its tokenizer knows the 16 coordinate tokens.
         codec: how a region is written.
+        coverage: how sure each side has to be to leave out what lies beyond it (see :func:`coordinates`): a higher one
+            gives larger regions that miss less. 0 takes the most probable coordinates, as the paper does. None takes
+            the checkpoint's own (``region_coverage`` in its config), else 0. Needs coordinate tokens.
 
     Raises:
-        ValueError: the tokenizer lacks the codec's tokens.
+        ValueError: the tokenizer lacks the codec's tokens, or the coverage is no probability below 1.
 
     ``fallbacks`` counts the answers that were no region (free decoding only); those become the full region.
     """
 
-    def __init__(self, vlm: VLM, codec: RegionCodec | None = None) -> None:
+    def __init__(self, vlm: VLM, codec: RegionCodec | None = None, coverage: float | None = None) -> None:
         self.vlm, self.codec = vlm, codec or RegionCodec()
+        if coverage is None:
+            coverage = getattr(vlm.model.config, COVERAGE_KEY, 0.0)
+        self.coverage = check_coverage(coverage)
         self.fallbacks = 0
         tokenizer = vlm.processor.tokenizer
         self._ids = tokenizer.convert_tokens_to_ids(list(self.codec.added_tokens))
@@ -44,10 +53,15 @@ class Localizer:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str, codec: RegionCodec | None = None, max_pixels: int = DEFAULT_MAX_PIXELS, **options: Any
+        cls,
+        name_or_path: str,
+        codec: RegionCodec | None = None,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        coverage: float | None = None,
+        **options: Any,
     ) -> Localizer:
         """Load a localizer's checkpoint folder or hub name; options as for `VLM.from_pretrained`."""
-        return cls(Qwen2VLVLM.from_pretrained(name_or_path, max_pixels=max_pixels, **options), codec)
+        return cls(Qwen2VLVLM.from_pretrained(name_or_path, max_pixels=max_pixels, **options), codec, coverage)
 
     @torch.inference_mode()
     def locate(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Region]:
@@ -58,7 +72,7 @@ class Localizer:
         start = inputs.tensors["input_ids"].shape[1]
         options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
         if self._ids:
-            constraint = _Coordinates(self._ids, start)
+            constraint = _Coordinates(self._ids, start, self.coverage)
             options = {"do_sample": False, "max_new_tokens": 4, "logits_processor": LogitsProcessorList([constraint])}
         ids_BS = self.vlm.model.generate(**inputs.kwargs(), **options)[:, start:]
         texts = self.vlm.processor.batch_decode(ids_BS, skip_special_tokens=not self._ids)
@@ -72,19 +86,47 @@ class Localizer:
         return region
 
 
-class _Coordinates(LogitsProcessor):
-    """Allows x_min, y_min, x_max >= x_min, y_max >= y_min, in this order, and nothing else."""
+def check_coverage(coverage: float) -> float:
+    """The coverage, if it is a probability below 1.
 
-    def __init__(self, ids: Sequence[int], prompt_length: int) -> None:
-        self.ids, self.start = torch.as_tensor(ids).reshape(2, GRID), prompt_length
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(coverage, int | float) or not 0 <= coverage < 1:
+        raise ValueError(f"coverage {coverage!r}: give a probability from 0 (the most probable region) to below 1")
+    return float(coverage)
+
+
+def coordinates(scores_BG: Tensor, step: int, coverage: float = 0.0) -> Tensor:
+    """The coordinate (B,) of one step of decoding: x_min, y_min, x_max or y_max, where ``step`` is 0 to 3.
+
+    Args:
+        scores_BG: logits of the coordinates 0..7, -inf where one is not allowed.
+        step: which side.
+        coverage: 0 takes the most probable coordinate. Otherwise a side is put as far in as the model allows while the
+            probability that the true side does not lie beyond it is at least ``coverage``.
+    """
+    if not coverage:
+        return scores_BG.argmax(1)
+    p_BG = scores_BG.double().softmax(1)
+    if step < 2:  # the innermost minimum: the probability of lesser ones stays within 1 - coverage
+        return GRID - 1 - (p_BG.flip(1).cumsum(1) >= coverage).int().argmax(1)
+    return (p_BG.cumsum(1) >= coverage).int().argmax(1)
+
+
+class _Coordinates(LogitsProcessor):
+    """Allows one coordinate a step: x_min, y_min, x_max >= x_min, y_max >= y_min, in this order, and nothing else."""
+
+    def __init__(self, ids: Sequence[int], prompt_length: int, coverage: float = 0.0) -> None:
+        self.ids, self.start, self.coverage = torch.as_tensor(ids).reshape(2, GRID), prompt_length, coverage
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.start
         ids_G = self.ids[step % 2].to(scores.device)
-        allowed_BG = torch.ones(len(scores), GRID, dtype=torch.bool, device=scores.device)
+        scores_BG = scores[:, ids_G]
         if step >= 2:
             least_B1 = (input_ids[:, self.start + step - 2, None] == ids_G).int().argmax(1, keepdim=True)
-            allowed_BG = torch.arange(GRID, device=scores.device) >= least_B1
-        constrained_BW = torch.full_like(scores, float("-inf"))
-        constrained_BW[:, ids_G] = scores[:, ids_G].masked_fill(~allowed_BG, float("-inf"))
-        return constrained_BW
+            lower_BG = torch.arange(GRID, device=scores.device) < least_B1
+            scores_BG = scores_BG.masked_fill(lower_BG, float("-inf"))
+        chosen_B1 = ids_G[coordinates(scores_BG, step, self.coverage)][:, None]
+        return torch.full_like(scores, float("-inf")).scatter(1, chosen_B1, 0.0)

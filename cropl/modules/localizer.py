@@ -10,6 +10,7 @@ from torch import Tensor
 from cropl.data.packing import Turn
 from cropl.grid import GRID, Region
 from cropl.metrics.area import AreaRecall
+from cropl.models.localizer import COVERAGE_KEY, check_coverage, coordinates
 from cropl.modules.instruction import InstructionModule
 from cropl.prompt import RegionCodec, localizer_prompt
 
@@ -20,6 +21,8 @@ class LocalizerModule(InstructionModule):
     Args:
         checkpoint: folder or name of the Qwen2-VL model to start from.
         codec: ``tokens`` (16 added coordinate tokens, new rows of the embedding table) or ``digits``.
+        coverage: of validation and of the exported checkpoint, see :class:`~cropl.models.localizer.Localizer`; 0 takes
+            the most probable coordinates.
         freeze_projector, evidence_weight: see :class:`InstructionModule`.
 
     Batches are those of :class:`InstructionModule`; each question also has its ``region`` on the 8 x 8 grid. Validation
@@ -30,6 +33,7 @@ class LocalizerModule(InstructionModule):
         self,
         checkpoint: str,
         codec: str = "tokens",
+        coverage: float = 0.0,
         max_turns: int = 10,
         freeze_projector: bool = False,
         evidence_weight: float = 0.0,
@@ -45,6 +49,8 @@ class LocalizerModule(InstructionModule):
         self.codec = RegionCodec(codec)  # type: ignore[arg-type]
         if add_tokens(self.model, self.tokenizer, self.codec.added_tokens):
             lay_out_coordinates(self.model, self.coordinate_ids())
+        self.coverage = check_coverage(coverage)
+        setattr(self.model.config, COVERAGE_KEY, self.coverage)
         self.recall = AreaRecall()
 
     def as_turn(self, row: dict[str, Any]) -> Turn:
@@ -67,13 +73,13 @@ class LocalizerModule(InstructionModule):
         for step in range(4):
             _, logits, targets = self({**batch, "questions": guessed})
             at_coordinates = logits[torch.isin(targets, codes)].reshape(len(flat), 4, -1)
-            scores = at_coordinates[:, step, codes[step % 2]]
-            for row, score in zip(flat, scores):
-                region = list(row["region"])
-                if step >= 2:
-                    score[: region[step - 2]] = float("-inf")
-                region[step] = int(score.argmax())
-                row["region"] = (*region[:step], region[step], *(7 for _ in range(3 - step)))
+            scores_BG = at_coordinates[:, step, codes[step % 2]]
+            if step >= 2:
+                least = torch.tensor([row["region"][step - 2] for row in flat], device=self.device)
+                lower_BG = torch.arange(GRID, device=self.device) < least[:, None]
+                scores_BG = scores_BG.masked_fill(lower_BG, float("-inf"))
+            for row, chosen in zip(flat, coordinates(scores_BG, step, self.coverage).tolist()):
+                row["region"] = (*row["region"][:step], chosen, *(GRID - 1 for _ in range(3 - step)))
         return [Region(*row["region"]) for row in flat]
 
     def coordinate_ids(self) -> Tensor:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cropl.grid import Region
-from cropl.models.localizer import Localizer, _Coordinates
+from cropl.models.localizer import Localizer, _Coordinates, coordinates
 from cropl.models.vlm import load_vlm
 from cropl.modules.localizer import LocalizerModule, add_tokens
 from cropl.prompt import RegionCodec
@@ -30,23 +32,43 @@ def trained(base, tmp_path_factory):
     return module, str(folder)
 
 
-def test_constrained_decoding_allows_exactly_the_ordered_coordinates():
+@pytest.mark.parametrize("coverage", [0.0, 0.9])
+def test_constrained_decoding_picks_an_allowed_coordinate(coverage):
     ids = torch.randperm(40)[:16].tolist()
-    constraint = _Coordinates(ids, prompt_length=3)
-    rows = torch.zeros(2, 3, dtype=torch.long)
-    picked = [[2, 5], [1, 7]]  # x_min of the two rows, then y_min
+    constraint = _Coordinates(ids, prompt_length=3, coverage=coverage)
+    rows = torch.zeros(20, 3, dtype=torch.long)
+    picked = []
     for step in range(4):
-        scores = constraint(rows, torch.randn(2, 60))
-        for row in range(2):
-            allowed = scores[row].isfinite().nonzero().flatten().tolist()
-            least = picked[step - 2][row] if step >= 2 else 0
-            axis = ids[:8] if step % 2 == 0 else ids[8:]
-            assert sorted(allowed) == sorted(axis[least:])
-        if step < 2:
-            chosen = torch.tensor([[ids[8 * step + p]] for p in picked[step]])
-        else:
-            chosen = scores.argmax(1, keepdim=True)
-        rows = torch.cat([rows, chosen], dim=1)
+        scores = constraint(rows, torch.randn(20, 60))
+        assert (scores.isfinite().sum(1) == 1).all()
+        token_B = scores.argmax(1)
+        axis = ids[:8] if step % 2 == 0 else ids[8:]
+        picked.append([axis.index(token) for token in token_B.tolist()])
+        rows = torch.cat([rows, token_B[:, None]], dim=1)
+    for region in zip(*picked):
+        Region(*region)
+
+
+@given(st.lists(st.floats(-6, 6), min_size=8, max_size=8), st.floats(0.05, 0.98), st.integers(0, 7))
+def test_coverage_leaves_out_no_more_than_it_may(scores, coverage, least):
+    """Against the definition: the next coordinate further in would leave out too much."""
+    p = torch.tensor(scores, dtype=torch.float64).softmax(0).tolist()
+    low = int(coordinates(torch.tensor([scores]), 0, coverage)[0])
+    assert sum(p[low:]) > coverage - 1e-5 and sum(p[low + 1 :]) < coverage + 1e-5
+    masked = torch.tensor([scores]).masked_fill(torch.arange(8) < least, float("-inf"))
+    p = masked[0].double().softmax(0).tolist()
+    high = int(coordinates(masked, 2, coverage)[0])
+    assert high >= least and sum(p[: high + 1]) > coverage - 1e-5 and sum(p[:high]) < coverage + 1e-5
+    assert masked[0, coordinates(masked, 2)[0]] == masked.max()
+
+
+def test_coverage_travels_with_the_checkpoint(base, tmp_path):
+    module = LocalizerModule(base, coverage=0.8)
+    module.export(tmp_path)
+    assert Localizer.from_pretrained(str(tmp_path)).coverage == 0.8
+    assert Localizer.from_pretrained(str(tmp_path), coverage=0).coverage == 0
+    with pytest.raises(ValueError, match="coverage 1.5"):
+        Localizer.from_pretrained(str(tmp_path), coverage=1.5)
 
 
 def test_a_batch_gives_what_its_rows_give_alone(trained):
