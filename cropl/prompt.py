@@ -41,8 +41,9 @@ def clean_question(question: str, special_tokens: Iterable[str] = ()) -> str:
     if not isinstance(question, str):
         raise ValueError(f"question must be text, got {type(question).__name__}")
     text = _CONTROL.sub(r"< \1 >", question.strip())
-    for token in sorted((token for token in special_tokens if len(token) > 1), key=len, reverse=True):
-        text = text.replace(token, f"{token[0]} {token[1:]}")
+    for token in sorted({token.strip() for token in special_tokens}, key=len, reverse=True):
+        while len(token) > 1 and token in text:  # one replacement can leave another: [[ in [[[
+            text = text.replace(token, f"{token[0]} {token[1:]}")
     if not text:
         raise ValueError("the question is empty: ask something about the image")
     return text

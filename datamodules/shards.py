@@ -122,7 +122,10 @@ class ShardsDataModule(L.LightningDataModule):
 
     def _collate(self) -> Collate | None:
         module = self.trainer.lightning_module if self.trainer is not None else None
-        return self.collate or getattr(module, "collate", None)
+        if self.collate is None and hasattr(type(module), "collate"):
+            made: Collate = module.collate  # type: ignore[union-attr, assignment]
+            return made
+        return self.collate
 
     def _identity(self) -> dict[str, Any]:
         fingerprint = self.readers["train"].manifest.fingerprint

@@ -17,7 +17,7 @@ from cropl.commands.arguments import Parser, check_writable
 from cropl.errors import RunError
 
 TRAINING, STUDY = "testbed/quickstart_localizer", "testbed/quickstart"
-QUESTION = "Is there a red circle?"
+QUESTION = "What word is on the white sign?"
 
 
 def run(args: Sequence[str], training_cli: Callable[..., Any]) -> int:
@@ -50,7 +50,9 @@ def _train(training_cli: Callable[..., Any], out: Path) -> None:
     """`cropl fit` on the training recipe into `out`, with a validation before the first step and after the last."""
     from cropl import recipe
 
-    cli = training_cli(["--config", str(recipe.find(TRAINING)), f"--trainer.default_root_dir={out}"], run=False)
+    cli = training_cli(
+        ["--config", str(recipe.find(TRAINING)), f"--trainer.default_root_dir={out.absolute()}"], run=False
+    )
 
     def recall() -> dict[str, float]:
         found = cli.trainer.validate(cli.model, datamodule=cli.datamodule, verbose=False)[0]

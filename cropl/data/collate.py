@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cropl.data.images import load_image
 from cropl.data.sample import Sample
-from cropl.grid import TokenGrid
+from cropl.grid import Region, TokenGrid
 
 Box = tuple[float, float, float, float]
 
@@ -42,7 +42,8 @@ class SampleCollate:
 
     The batch has ``pixels``, ``grids`` (patches), ``pictures`` (functions that give a PIL picture) and ``questions``:
     per picture a list of one row with ``kind``, ``question``, ``answer`` (the first accepted one), ``region``,
-    ``evidence`` (bool (2, V), the tokens on the boxes, twice) and ``valid`` (False for a repetition in evaluation).
+    ``evidence`` (bool (2, V), the tokens on the boxes, twice; none where the region is the whole picture, as for an
+    absence) and ``valid`` (False for a repetition in evaluation).
     """
 
     def __init__(self, prepare: Callable[[Image.Image], Prepared]):
@@ -78,6 +79,6 @@ def _row(sample: Sample, grid: TokenGrid) -> dict[str, Any]:
         "question": sample.question,
         "answer": sample.answers[0],
         "region": list(sample.region.as_tuple()),
-        "evidence": cells_in(sample.boxes, grid).expand(2, -1),
+        "evidence": cells_in([] if sample.region == Region.full() else sample.boxes, grid).expand(2, -1),
         "valid": sample.valid,
     }

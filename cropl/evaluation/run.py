@@ -92,6 +92,7 @@ def run_study(
         "images": answers.images,
         "encode_seconds": answers.encode_seconds,
         "localizer": study.localizer,
+        "localizer_coverage": localizer.coverage if localizer is not None else None,
         "localizer_seconds": found.seconds,
         "localizer_resolution": fixed.localizer_resolution,
         "peak_memory_bytes": peak_memory(vlm.device),

@@ -188,7 +188,8 @@ def provenance_html(row: Row, results: Mapping[str, Any]) -> str:
     """What a reader needs to repeat the run, and the raw summary."""
     facts = {key: row.get(key) for key in (
         "model", "benchmark", "n", "num_layers", "hardware", "threads", "dtype", "attention", "seed", "batch_size",
-        "recipe", "commit", "versions", "encode_seconds", "localizer_seconds", "localizer_resolution", "max_new_tokens",
+        "recipe", "commit", "versions", "encode_seconds", "localizer_seconds", "localizer_resolution",
+        "localizer_coverage", "max_new_tokens",
     )}  # fmt: skip
     lines = []
     for key, value in facts.items():

@@ -102,24 +102,17 @@ class LlavaVLM(VLM):
         return projector
 
     @property
-    def tokenizer(self) -> Any:
-        return self._needs_processor().tokenizer
-
-    @property
     def prepare(self) -> PaddedSquare:
         return PaddedSquare(self._needs_processor().image_processor, self.image_size, self.side)
 
     def encode_prepared(self, pixels: Sequence[Tensor], patches: Sequence[tuple[int, int]]) -> list[Tensor]:
-        return list(self.model.model.get_image_features(torch.stack(list(pixels))).pooler_output)
+        weight = next(self.tower.parameters())
+        placed = torch.stack(list(pixels)).to(weight.device, weight.dtype)
+        return list(self.model.model.get_image_features(placed).pooler_output)
 
     def prompt_ids(self, question: str) -> list[int]:
         prompt = llava_prompt(question, self.system, special_tokens(self.tokenizer))
         return list(self.tokenizer(prompt)["input_ids"])
-
-    def _needs_processor(self) -> Any:
-        if self.processor is None:
-            raise ValueError("this LlavaVLM has no processor: load it with LlavaVLM.from_pretrained(path)")
-        return self.processor
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,14 @@ class Localizer:
     Args:
         vlm: the fine-tuned model; with the ``tokens`` codec its tokenizer knows the 16 coordinate tokens.
         codec: how a region is written.
-        coverage: how sure each side has to be to leave out what lies beyond it (see :func:`coordinates`): a higher one
-            gives larger regions that miss less. 0 takes the most probable coordinates, as the paper does. None takes
-            the checkpoint's own (``region_coverage`` in its config), else 0. Needs coordinate tokens.
+        coverage: 0 takes the most probable coordinates, as the paper does. Otherwise the probability, side by side,
+            that a region does not cut off its truth (see :func:`coordinates`); above one half, the higher, the larger
+            regions are and the less they miss. None takes the checkpoint's own (``region_coverage`` in its config),
+            else 0.
 
     Raises:
-        ValueError: the tokenizer lacks the codec's tokens, or the coverage is no probability below 1.
+        ValueError: the tokenizer lacks the codec's tokens; the coverage is no probability below 1, or the codec has no
+            coordinate tokens and is decoded freely.
 
     ``fallbacks`` counts the answers that were no region (free decoding only); those become the full region.
     """
@@ -40,8 +42,8 @@ class Localizer:
     def __init__(self, vlm: VLM, codec: RegionCodec | None = None, coverage: float | None = None) -> None:
         self.vlm, self.codec = vlm, codec or RegionCodec()
         if coverage is None:
-            coverage = getattr(vlm.model.config, COVERAGE_KEY, 0.0)
-        self.coverage = check_coverage(coverage)
+            coverage = stored_coverage(vlm.model.config)
+        self.coverage = check_coverage(coverage, self.codec)
         self.fallbacks = 0
         tokenizer = vlm.processor.tokenizer
         self._ids = tokenizer.convert_tokens_to_ids(list(self.codec.added_tokens))
@@ -86,14 +88,26 @@ class Localizer:
         return region
 
 
-def check_coverage(coverage: float) -> float:
-    """The coverage, if it is a probability below 1.
+def stored_coverage(config: Any) -> float:
+    """The coverage that a checkpoint's config asks for; 0 where it says nothing."""
+    return getattr(config, COVERAGE_KEY, None) or 0.0
+
+
+def check_coverage(coverage: float, codec: RegionCodec) -> float:
+    """The coverage, if it is a probability below 1 that ``codec`` can be decoded with.
 
     Raises:
         ValueError: it is not.
     """
-    if not isinstance(coverage, int | float) or not 0 <= coverage < 1:
-        raise ValueError(f"coverage {coverage!r}: give a probability from 0 (the most probable region) to below 1")
+    if isinstance(coverage, bool) or not isinstance(coverage, int | float) or not 0 <= coverage < 1:
+        raise ValueError(
+            f"coverage ({COVERAGE_KEY} in a localizer's config.json) is {coverage!r}: "
+            "give a probability from 0 (the most probable region) to below 1"
+        )
+    if coverage and not codec.added_tokens:
+        raise ValueError(
+            f"coverage {coverage}: only coordinate tokens have it; give coverage 0 with the codec 'digits'"
+        )
     return float(coverage)
 
 
@@ -110,8 +124,13 @@ def coordinates(scores_BG: Tensor, step: int, coverage: float = 0.0) -> Tensor:
         return scores_BG.argmax(1)
     p_BG = scores_BG.double().softmax(1)
     if step < 2:  # the innermost minimum: the probability of lesser ones stays within 1 - coverage
-        return GRID - 1 - (p_BG.flip(1).cumsum(1) >= coverage).int().argmax(1)
-    return (p_BG.cumsum(1) >= coverage).int().argmax(1)
+        return GRID - 1 - _count_short(p_BG.flip(1), coverage)
+    return _count_short(p_BG, coverage)
+
+
+def _count_short(p_BG: Tensor, coverage: float) -> Tensor:
+    """How many coordinates (B,), taken in order, together stay below ``coverage``; at most all but one."""
+    return (p_BG.cumsum(1) < coverage).sum(1).clamp(max=GRID - 1)
 
 
 class _Coordinates(LogitsProcessor):

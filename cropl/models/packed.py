@@ -7,7 +7,6 @@ follows is the turn's prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,20 +61,20 @@ def first_positions(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
     return row_T[new], position_T[new], turn_T[new]
 
 
-def packed_logits(model: Any, packed: Packed, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def packed_logits(vlm: VLM, packed: Packed, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (T, vocabulary) at the supervised positions, row by row, and their targets (T,).
 
     Args:
-        model: the `transformers` model.
+        vlm: the model.
         packed: the rows; the number of placeholders in row b is the length of ``features[b]``.
         features: visual tokens of each row, (V, D).
     """
-    embeds_BSD = model.get_input_embeddings()(packed.input_ids_BS)
-    visual_BS1 = (packed.input_ids_BS == model.config.image_token_id)[..., None]
+    embeds_BSD = vlm.model.get_input_embeddings()(packed.input_ids_BS)
+    visual_BS1 = vlm.visual_mask(packed.input_ids_BS)[..., None]
     embeds_BSD = embeds_BSD.masked_scatter(visual_BS1, torch.cat(list(features)).to(embeds_BSD.dtype))
     positions = packed.position_ids_RBS if len(packed.position_ids_RBS) > 1 else packed.position_ids_RBS[0]
-    hidden_BSD = model.model.language_model(
+    hidden_BSD = vlm.decoder(
         inputs_embeds=embeds_BSD, attention_mask=packed.mask_B1SS, position_ids=positions, use_cache=False
     ).last_hidden_state
     supervised_BS = packed.turn_BS >= 0
-    return model.lm_head(hidden_BSD[supervised_BS]), packed.labels_BS[supervised_BS]
+    return vlm.model.get_output_embeddings()(hidden_BSD[supervised_BS]), packed.labels_BS[supervised_BS]

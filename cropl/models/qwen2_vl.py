@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -103,7 +104,7 @@ class Qwen2VLVLM(VLM):
         features: Sequence[Tensor] | None = None,
     ) -> VLMInputs:
         check_rows(images, questions, features)
-        processor: QwenProcessor = self.processor
+        processor: QwenProcessor = self._needs_processor()
         pixels = self.prepare.pixels(images)
         grids = self.token_grids([image.size for image in images], pixels)
         placeholder = processor.tokenizer.convert_ids_to_tokens(self.image_token_id)
@@ -142,17 +143,20 @@ class Qwen2VLVLM(VLM):
         merger: nn.Module = self.model.model.visual.merger
         return merger
 
-    @property
-    def tokenizer(self) -> Any:
-        return self.processor.tokenizer
+    def save_processor(self, folder: str | Path) -> None:
+        processor: QwenProcessor = self._needs_processor()
+        processor.image_processor.save_pretrained(folder)
+        processor.tokenizer.save_pretrained(folder)
 
     @property
     def prepare(self) -> MergedPatches:
-        return MergedPatches(self.processor.image_processor, self.processor.size, self.merge)
+        processor: QwenProcessor = self._needs_processor()
+        return MergedPatches(processor.image_processor, processor.size, self.merge)
 
     def encode_prepared(self, pixels: Sequence[Tensor], patches: Sequence[tuple[int, int]]) -> list[Tensor]:
-        thw = torch.tensor([[1, *grid] for grid in patches], device=pixels[0].device)
-        return list(self.model.model.get_image_features(torch.cat(list(pixels)), thw).pooler_output)
+        thw = torch.tensor([[1, *grid] for grid in patches], device=self.device)
+        placed = torch.cat(list(pixels)).to(self.device, self.model.dtype)
+        return list(self.model.model.get_image_features(placed, thw).pooler_output)
 
     def prompt_ids(self, question: str) -> list[int]:
         return list(self.tokenizer(self.processor.prompt(question), add_special_tokens=False)["input_ids"])

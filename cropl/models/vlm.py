@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -114,40 +115,55 @@ class VLM(ABC):
         """Projected visual tokens `(V_i, D)` of each image."""
 
     @property
-    @abstractmethod
-    def tower(self) -> nn.Module:
-        """The vision tower. May contain the projector."""
-
-    @property
-    @abstractmethod
-    def projector(self) -> nn.Module:
-        """What maps the tower's features to the decoder's width."""
-
-    @property
     def merge(self) -> int:
         """Each visual token stands for `merge` x `merge` patches of the tower."""
         return 1
 
     @property
-    @abstractmethod
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
+        return self._needs_processor().tokenizer
+
+    def save_processor(self, folder: str | Path) -> None:
+        """Write tokenizer and image processor into a checkpoint's folder."""
+        self._needs_processor().save_pretrained(folder)
+
+    def _needs_processor(self) -> Any:
+        if self.processor is None:
+            name = type(self).__name__
+            raise ValueError(f"this {name} has no processor: load it with {name}.from_pretrained(path)")
+        return self.processor
+
+    # What training needs beside the above. A family for inference alone leaves it out.
 
     @property
-    @abstractmethod
+    def tower(self) -> nn.Module:
+        """The vision tower. May contain the projector."""
+        raise self._cannot_train("tower")
+
+    @property
+    def projector(self) -> nn.Module:
+        """What maps the tower's features to the decoder's width."""
+        raise self._cannot_train("projector")
+
+    @property
     def prepare(self) -> Callable[[Image.Image], Prepared]:
         """Turns one picture into the tower's input, in a loader's worker as well: it holds no weights."""
+        raise self._cannot_train("prepare")
 
-    @abstractmethod
     def encode_prepared(self, pixels: Sequence[Tensor], patches: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Projected visual tokens `(V_i, D)` of prepared pictures, with gradients where weights want them.
 
         `patches` are the (rows, columns) of each picture's patches.
         """
+        raise self._cannot_train("encode_prepared")
 
-    @abstractmethod
     def prompt_ids(self, question: str) -> list[int]:
         """Token ids of the prompt of one image (a single placeholder) and one question, up to the answer."""
+        raise self._cannot_train("prompt_ids")
+
+    def _cannot_train(self, missing: str) -> NotImplementedError:
+        return NotImplementedError(f"{type(self).__name__} cannot be trained: it does not define `{missing}`")
 
     def visual_positions(self, start: int, grid: tuple[int, int], cell_V: Tensor) -> Tensor:
         """Position ids `(R, V)` of the tokens `cell_V` of a (rows, columns) grid whose first position is `start`."""

@@ -50,8 +50,8 @@ class DenseLabelModule(TrainingModule):
         self.checkpoint = weights.resolve(checkpoint)
         self.vlm = load_vlm(self.checkpoint, dtype=torch.float32, device="cpu")
         self.model: Any = self.vlm.model
-        if windowed_share and self.vlm.merge > 1:
-            raise ValueError(f"windowed_share={windowed_share}: a tower that merges patches can not be shown windows")
+        if windowed_share and not _shows_windows(self.model.config):
+            raise ValueError(f"windowed_share={windowed_share}: only a CLIP tower's last layer can be shown windows")
         self.model.requires_grad_(False)
         self.vlm.tower.requires_grad_(True)
         self.vlm.projector.requires_grad_(True)
@@ -126,4 +126,10 @@ class DenseLabelModule(TrainingModule):
 
     def export(self, folder: Path, dtype: str | None = None) -> None:
         """Write the whole checkpoint (with the trained tower) as a ``transformers`` folder."""
-        write_checkpoint(self.model, folder, self.checkpoint, dtype=dtype)
+        write_checkpoint(self.vlm, folder, dtype)
+
+
+def _shows_windows(config: Any) -> bool:
+    """Whether a window's tokens come out of the tower as :meth:`DenseLabelModule._windows` reads them."""
+    is_clip = config.vision_config.model_type == "clip_vision_model"
+    return is_clip and getattr(config, "vision_feature_layer", None) in (-1, config.vision_config.num_hidden_layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from cropl.data.collate import SampleCollate
 from cropl.data.packing import Packed, Turn
-from cropl.metrics.answer import AnswerAccuracy
+from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy
 from cropl.models.attention import LayerInput, watched
 from cropl.models.export import write_checkpoint
 from cropl.models.packed import PackedPrompts, first_positions, packed_logits
@@ -29,6 +30,8 @@ class InstructionModule(TrainingModule):
         stride: use every ``stride``-th row and column of visual tokens, at a random phase and at their own positions: a
             cheap first stage. 1 uses them all, as inference does.
         max_turns: questions of a picture that are trained on at a time, drawn anew at each visit.
+        kinds: kinds of questions that validation tells apart; "" is always known.
+        model_options: further arguments of ``load_vlm``, such as ``attn_implementation``, or Qwen2-VL's ``max_pixels``.
         freeze_projector: leave the projector (or merger) as it is, as well as the tower: where both come from dense
             labels, training from answers alone would only blur where things lie.
         evidence_weight: weight of a second loss, minus the log of the attention that half of the heads of
@@ -46,6 +49,8 @@ class InstructionModule(TrainingModule):
         checkpoint: str,
         stride: int = 1,
         max_turns: int = 10,
+        kinds: Sequence[str] = QUESTION_KINDS,
+        model_options: dict[str, Any] | None = None,
         freeze_projector: bool = False,
         evidence_weight: float = 0.0,
         evidence_layers: tuple[int, ...] = (2, 3),
@@ -56,7 +61,7 @@ class InstructionModule(TrainingModule):
     ):
         super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
         self.checkpoint, self.stride, self.max_turns = weights.resolve(checkpoint), stride, max_turns
-        self.vlm = load_vlm(self.checkpoint, dtype=torch.float32, device="cpu")
+        self.vlm = load_vlm(self.checkpoint, dtype=torch.float32, device="cpu", **(model_options or {}))
         self.model: Any = self.vlm.model
         self.vlm.tower.requires_grad_(False)
         self.vlm.projector.requires_grad_(not freeze_projector)
@@ -69,7 +74,7 @@ class InstructionModule(TrainingModule):
                 f"and this model has {layers}; choose layers in 1..{layers - 2}, or evidence_weight 0"
             )
         self.prompts = PackedPrompts(self.vlm)
-        self.accuracy = AnswerAccuracy()
+        self.accuracy = AnswerAccuracy(kinds)
 
     @property
     def collate(self) -> SampleCollate:
@@ -79,7 +84,7 @@ class InstructionModule(TrainingModule):
     def forward(self, batch: dict[str, Any], stride: int = 1) -> tuple[Packed, Tensor, Tensor]:
         """Packed rows with the logits (T, vocabulary) and targets (T,) of their supervised tokens."""
         packed, features, _ = self._rows(batch, stride)
-        return packed, *packed_logits(self.model, packed, features)
+        return packed, *packed_logits(self.vlm, packed, features)
 
     def _rows(self, batch: dict[str, Any], stride: int) -> tuple[Packed, list[Tensor], list[list[Tensor]]]:
         """Packed rows, the features of their visual tokens, and each turn's evidence among these."""
@@ -105,7 +110,7 @@ class InstructionModule(TrainingModule):
         first, last = min(self.evidence_layers), max(self.evidence_layers)
         guided = range(first - 1, last + 2) if self.evidence_weight else ()
         with watched(self.vlm.decoder, guided) as seen:
-            logits, targets = packed_logits(self.model, packed, features)
+            logits, targets = packed_logits(self.vlm, packed, features)
         loss = F.cross_entropy(logits, targets)
         right = (logits.argmax(1) == targets).float().mean()
         self.log_dict({"train/loss": loss, "train/token_accuracy": right}, prog_bar=True, batch_size=len(targets))
@@ -154,10 +159,13 @@ class InstructionModule(TrainingModule):
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Greedy answers, teacher-forced: an answer is right where every one of its tokens is the most probable."""
         packed, logits, targets = self(batch, self.stride)
-        self.log("val/loss", F.cross_entropy(logits, targets), batch_size=len(targets))
         right = (logits.argmax(1) == targets).tolist()
         supervised_BS = packed.turn_BS >= 0
         where = list(zip(supervised_BS.nonzero()[:, 0].tolist(), packed.turn_BS[supervised_BS].tolist()))
+        counted = torch.tensor([batch["questions"][b][turn].get("valid", True) for b, turn in where])
+        if counted.any():
+            loss = F.cross_entropy(logits[counted], targets[counted])
+            self.log("val/loss", loss, batch_size=int(counted.sum()))
         correct: dict[tuple[int, int], bool] = {}
         for place, ok in zip(where, right):
             correct[place] = correct.get(place, True) and ok
@@ -172,7 +180,7 @@ class InstructionModule(TrainingModule):
 
     def export(self, folder: Path, dtype: str | None = None) -> None:
         """Write model, tokenizer and processor as a ``transformers`` folder."""
-        write_checkpoint(self.model, folder, self.checkpoint, self.tokenizer, dtype)
+        write_checkpoint(self.vlm, folder, dtype)
 
     def _drawn(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not self.training or len(rows) <= self.max_turns:

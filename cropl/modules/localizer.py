@@ -10,7 +10,7 @@ from torch import Tensor
 from cropl.data.packing import Turn
 from cropl.grid import GRID, Region
 from cropl.metrics.area import AreaRecall
-from cropl.models.localizer import COVERAGE_KEY, check_coverage, coordinates
+from cropl.models.localizer import COVERAGE_KEY, check_coverage, coordinates, stored_coverage
 from cropl.modules.instruction import InstructionModule
 from cropl.prompt import RegionCodec, localizer_prompt
 
@@ -22,8 +22,8 @@ class LocalizerModule(InstructionModule):
         checkpoint: folder or name of the Qwen2-VL model to start from.
         codec: ``tokens`` (16 added coordinate tokens, new rows of the embedding table) or ``digits``.
         coverage: of validation and of the exported checkpoint, see :class:`~cropl.models.localizer.Localizer`; 0 takes
-            the most probable coordinates.
-        freeze_projector, evidence_weight: see :class:`InstructionModule`.
+            the most probable coordinates, None what ``checkpoint`` has.
+        model_options, freeze_projector, evidence_weight: see :class:`InstructionModule`.
 
     Batches are those of :class:`InstructionModule`; each question also has its ``region`` on the 8 x 8 grid. Validation
     decodes as inference does, constrained and step by step, and logs the paper's four recall columns (Table 9).
@@ -33,8 +33,9 @@ class LocalizerModule(InstructionModule):
         self,
         checkpoint: str,
         codec: str = "tokens",
-        coverage: float = 0.0,
+        coverage: float | None = None,
         max_turns: int = 10,
+        model_options: dict[str, Any] | None = None,
         freeze_projector: bool = False,
         evidence_weight: float = 0.0,
         lr: float = 2e-5,
@@ -43,13 +44,15 @@ class LocalizerModule(InstructionModule):
         muon: bool = False,
     ):
         super().__init__(
-            checkpoint, max_turns=max_turns, freeze_projector=freeze_projector, evidence_weight=evidence_weight,
-            lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon,
+            checkpoint, max_turns=max_turns, model_options=model_options, freeze_projector=freeze_projector,
+            evidence_weight=evidence_weight, lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon,
         )  # fmt: skip
         self.codec = RegionCodec(codec)  # type: ignore[arg-type]
         if add_tokens(self.model, self.tokenizer, self.codec.added_tokens):
             lay_out_coordinates(self.model, self.coordinate_ids())
-        self.coverage = check_coverage(coverage)
+        if coverage is None:
+            coverage = stored_coverage(self.model.config)
+        self.coverage = check_coverage(coverage, self.codec)
         setattr(self.model.config, COVERAGE_KEY, self.coverage)
         self.recall = AreaRecall()
 

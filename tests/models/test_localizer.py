@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given
@@ -67,8 +69,21 @@ def test_coverage_travels_with_the_checkpoint(base, tmp_path):
     module.export(tmp_path)
     assert Localizer.from_pretrained(str(tmp_path)).coverage == 0.8
     assert Localizer.from_pretrained(str(tmp_path), coverage=0).coverage == 0
-    with pytest.raises(ValueError, match="coverage 1.5"):
+    assert LocalizerModule(str(tmp_path)).coverage == 0.8
+    with pytest.raises(ValueError, match="region_coverage.* is 1.5"):
         Localizer.from_pretrained(str(tmp_path), coverage=1.5)
+    with pytest.raises(ValueError, match="digits"):
+        LocalizerModule(base, codec="digits", coverage=0.8)
+
+
+def test_an_export_needs_nothing_of_the_folder_that_it_came_from(base, tmp_path):
+    """As with a base from the hub, whose processor is not in a folder here."""
+    shutil.copytree(base, tmp_path / "base")
+    module = LocalizerModule(str(tmp_path / "base"))
+    shutil.rmtree(tmp_path / "base")
+    module.export(tmp_path / "export", dtype="float16")
+    made = samples("val", 1)[0]
+    assert len(Localizer.from_pretrained(str(tmp_path / "export")).locate([made.image], [made.question])) == 1
 
 
 def test_a_batch_gives_what_its_rows_give_alone(trained):

@@ -32,7 +32,7 @@ def test_packed_logits_are_those_of_separate_rows(checkpoint):
         grids = [(g.rows, g.cols) for g in vlm.inputs(pictures, ["?", "?"]).grids]
         rows = [[prompts.turn(q.text, q.answer) for q in qs] for qs in asked]
         packed = prompts.pack([prompts.prefix(grid) for grid in grids], rows)
-        logits, targets = packed_logits(vlm.model, packed, features)
+        logits, targets = packed_logits(vlm, packed, features)
         at = 0
         for picture, qs, turns in zip(pictures, asked, rows):
             for question, turn in zip(qs, turns):
