@@ -38,8 +38,8 @@ def test_study_and_photograph(shipped, tmp_path, monkeypatch, capsys):
 
 def test_training_writes_below_out_and_nowhere_else(tmp_path, monkeypatch, capsys):
     base = build_qwen2_vl(tmp_path / "base", layers=5, width=64)  # the recipe guides layers 1 to 4
-    changes = {"scenes: 400": "scenes: 4", "val_scenes: 48": "val_scenes: 2", "batch_size: 16": "batch_size: 4",
-               "max_steps: 40": "max_steps: 1", "interval: 40": "interval: 1", "train_steps: 40": "train_steps: 1",
+    changes = {"scenes: 400": "scenes: 4", "val_scenes: 48": "val_scenes: 2", "batch_size: 8": "batch_size: 4",
+               "max_steps: 120": "max_steps: 1", "interval: 120": "interval: 1", "train_steps: 40": "train_steps: 1",
                "testbed:qwen2_vl": str(base)}  # fmt: skip
     text = recipe.find(quickstart.TRAINING).read_text()
     for old, new in changes.items():
