@@ -105,5 +105,8 @@ def show(outcome: Outcome, path: Path) -> None:
         console.print(tables.comparisons_table(comparisons, "Paired differences, points of accuracy"))
     if found:
         shares = ", ".join(f"> {t}: {100 * found[f'recall_gt_{t}']:.1f} %" for t in ("0.5", "0.7", "0.9"))
-        console.print(f"\nlocalizer: mean area recall {found['mean_recall']:.3f} ({shares}; n = {found['n']})")
+        region = f"regions of {100 * outcome.results['localizer_details']['region_share']:.0f} % of the image"
+        console.print(
+            f"\nlocalizer: mean area recall {found['mean_recall']:.3f} ({shares}; n = {found['n']}), {region}"
+        )
     console.print(f"report: {path}", soft_wrap=True, highlight=False)

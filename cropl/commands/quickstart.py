@@ -82,7 +82,14 @@ def _ask(out: Path) -> None:
     listed = json.loads((PHOTO_FOLDER / "photos.json").read_text(encoding="utf-8"))
     photo = next(entry for entry in listed if entry["split"] == "test")
     image = PHOTO_FOLDER / photo["file"]
-    print(f'cropl ask {image.name} "{QUESTION}"   ({photo["license"]}, {photo["source"]})')
+    print("The tiny models know rendered shapes and signs only: here it is the path that counts, not the answer.")
+    print(f'cropl ask {_short(image)} "{QUESTION}"   ({photo["license"]}, {photo["source"]})')
     code = ask.run([str(image), QUESTION, "-o", str(out / "overlay.png")])
     if code:
         raise RunError(f"asking about {image} failed (exit code {code})")
+
+
+def _short(path: Path) -> str:
+    """The path as one would type it here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
