@@ -21,7 +21,7 @@ EPILOG = """\
 examples:
   cropl ask sign.jpg "What word is on the red sign?" -o overlay.png
   cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf --region 2,1,5,6 --budget 64
-  cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf      (region: zero-shot, by Qwen2-VL-2B)
+  cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf   (zero-shot region, Qwen2-VL-2B)
 """
 
 
