@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cropl.data.images import load_image
 from cropl.data.sample import Sample
 from cropl.grid import Region, TokenGrid
 
@@ -50,7 +48,7 @@ class SampleCollate:
         self.prepare = prepare
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
-        shown = [partial(_picture, sample) for sample in samples]
+        shown = [sample.picture for sample in samples]
         prepared = [self.prepare(picture()) for picture in shown]
         return {
             "pixels": [one.pixels for one in prepared],
@@ -67,10 +65,6 @@ def cells_in(boxes: Sequence[Box], grid: TokenGrid) -> Tensor:
     y_V = grid.top + (y_V + 0.5) * grid.height / grid.rows
     inside = [(x_V > x0) & (x_V < x1) & (y_V > y0) & (y_V < y1) for x0, y0, x1, y1 in boxes]
     return torch.from_numpy(np.any(inside, axis=0)) if inside else torch.zeros(grid.num_tokens, dtype=torch.bool)
-
-
-def _picture(sample: Sample) -> Image.Image:
-    return sample.image if isinstance(sample.image, Image.Image) else load_image(sample.image, name=sample.key)
 
 
 def _row(sample: Sample, grid: TokenGrid) -> dict[str, Any]:

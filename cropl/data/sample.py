@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from cropl.data.images import load_image
 from cropl.grid import Region
 
 SCHEMA = 1
@@ -47,6 +48,19 @@ class Sample:
     split: str
     image: Image.Image | bytes | Path
     valid: bool = True
+
+    def picture(self) -> Image.Image:
+        """The image as displayed, RGB, decoded where it is not yet.
+
+        Raises:
+            ValueError: the image cannot be used; the message names the sample and says why.
+        """
+        if isinstance(self.image, Image.Image):
+            return self.image
+        try:
+            return load_image(self.image)
+        except ValueError as error:
+            raise ValueError(f"sample {self.key!r}: {error}") from None
 
     def to_json(self) -> dict[str, Any]:
         """The record without the image, ready for JSON."""

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
-from cropl.data.images import load_image
-
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
 
@@ -32,10 +30,7 @@ def image_key(sample: Sample) -> str:
 
 def displayed(sample: Sample) -> Image.Image:
     """The image as displayed, RGB. ValueError names the sample when the file cannot be used or has another size."""
-    try:
-        image = sample.image if isinstance(sample.image, Image.Image) else load_image(sample.image)
-    except ValueError as error:
-        raise ValueError(f"sample {sample.key!r}: {error}") from None
+    image = sample.picture()
     if image.size != (sample.width, sample.height):
         raise ValueError(
             f"sample {sample.key!r}: its image has {image.width}x{image.height} pixels, its record says "

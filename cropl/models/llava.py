@@ -71,9 +71,7 @@ class LlavaVLM(VLM):
         processor = self._needs_processor()
         grids = self.token_grids([image.size for image in images])
         placeholders = processor.image_token * (self.side * self.side)
-        control = special_tokens(processor.tokenizer)
-        prompts = [llava_prompt(question, self.system, control) for question in questions]
-        prompts = [prompt.replace("<image>", placeholders, 1) for prompt in prompts]
+        prompts = [self._prompt(question).replace("<image>", placeholders, 1) for question in questions]
         text = processor.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
         tensors: dict[str, Any] = {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
         if features is None:
@@ -111,8 +109,10 @@ class LlavaVLM(VLM):
         return list(self.model.model.get_image_features(placed).pooler_output)
 
     def prompt_ids(self, question: str) -> list[int]:
-        prompt = llava_prompt(question, self.system, special_tokens(self.tokenizer))
-        return list(self.tokenizer(prompt)["input_ids"])
+        return list(self.tokenizer(self._prompt(question))["input_ids"])
+
+    def _prompt(self, question: str) -> str:
+        return llava_prompt(question, self.system, special_tokens(self.tokenizer))
 
 
 @dataclass(frozen=True)

@@ -45,20 +45,15 @@ class QwenProcessor:
 
     def prompt(self, question: str) -> str:
         """The chat prompt of one image and one question, up to where the answer starts."""
-        return chat_prompt(self.tokenizer, question)
+        text = clean_question(question, special_tokens(self.tokenizer))
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        chat = [{"role": "user", "content": content}]
+        prompt: str = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return prompt
 
     def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
         return texts
-
-
-def chat_prompt(tokenizer: Any, question: str) -> str:
-    """The checkpoint's chat prompt of one image and one question, up to where the answer starts."""
-    text = clean_question(question, special_tokens(tokenizer))
-    content = [{"type": "image"}, {"type": "text", "text": text}]
-    chat = [{"role": "user", "content": content}]
-    prompt: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    return prompt
 
 
 class Qwen2VLVLM(VLM):

@@ -13,7 +13,6 @@ import lightning as L
 import torch
 from PIL import Image
 
-from cropl.data.images import load_image
 from cropl.grid import Region
 from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy, exact_match
 from cropl.metrics.area import AreaRecall
@@ -99,7 +98,7 @@ class AnswererModule(L.LightningModule):
     @torch.inference_mode()
     def answer(self, samples: Sequence[Sample]) -> tuple[list[str], list[Region] | None, list[int]]:
         """Answers, regions and visual tokens kept, one each per sample."""
-        images = [_displayed(sample) for sample in samples]
+        images = [sample.picture() for sample in samples]
         inputs = self.vlm.inputs(images, [sample.question for sample in samples])
         regions = self.regions(images, samples)
         if self.method is None:
@@ -149,10 +148,6 @@ class AnswererModule(L.LightningModule):
             for i, sample in enumerate(samples)
             if valid[i]
         ]
-
-
-def _displayed(sample: Sample) -> Image.Image:
-    return sample.image if isinstance(sample.image, Image.Image) else load_image(sample.image)
 
 
 def _unpack(batch: Any) -> tuple[list[Sample], list[bool]]:
