@@ -8,14 +8,16 @@ dicts merge and lists replace.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cropl.errors import UsageError, nearest
+from cropl.errors import UsageError, check_keys, nearest
 
 ENDINGS = (".yaml", ".yml")
 
@@ -163,6 +165,30 @@ def load(recipes: Sequence[str | Path], overrides: dict[str, Any] | None = None)
         raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def load_object(path: str) -> Any:
+    """The class or function with a dotted path; UsageError says what is missing."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UsageError(f"class_path {path!r} cannot be imported: {error}") from None
+
+
+def instantiate(spec: Any, where: str) -> Any:
+    """What `{class_path: ..., init_args: {...}}` describes; UsageError names `where` and the wrong key or argument."""
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("class_path"), str):
+        raise UsageError(f"{where}: needs a class_path and init_args")
+    check_keys(dict(spec), ("class_path", "init_args"), where)
+    made, arguments = load_object(spec["class_path"]), dict(spec.get("init_args") or {})
+    parameters = inspect.signature(made).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+        check_keys(arguments, list(parameters), f"{where}: {spec['class_path']}")
+    try:
+        return made(**arguments)
+    except TypeError as error:
+        raise UsageError(f"{where}: {spec['class_path']}: {error}") from None
 
 
 def label(recipes: Sequence[str | Path]) -> str:

@@ -1,53 +1,44 @@
-"""Grid-labelled shards as Lightning data: any folder that `ShardWriter` wrote, for any model.
+"""Shards as Lightning data: any folder that was built by `cropl shards build` or `ShardWriter`, for any model.
 
-The module yields lists of `Sample`; what a model makes of them is the `collate` that it is given. Its position is one
+The module yields lists of `Sample`; what a model makes of them is the `collate` that it brings. Its position is one
 global number, the samples trained on, saved with every checkpoint: training continues at the next sample, also with
 another number of workers or processes, as long as the global batch is the same.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import math
 from typing import Any
 
 import lightning as L
 
 from cropl.data.manifest import Verify
-from cropl.data.sample import Sample
+from cropl.data.plan import ORDER_VERSION, Plan, evaluation_batches
 from cropl.data.shards import ShardReader
-from cropl.data.stream import ORDER_VERSION, SampleStream, StreamLoader
-
-Collate = Callable[[list[Sample]], Any]
-
-
-class StreamPosition(L.Callback):
-    """Counts the samples that were trained on, after each batch and ahead of any callback that saves.
-
-    Counting when a batch starts would lose it if the step fails and a checkpoint is written then.
-    """
-
-    def __init__(self, data: "ShardsDataModule") -> None:
-        self.data = data
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """One global batch further."""
-        self.data.consumed += self.data.global_batch
+from cropl.data.stream import Collate, SampleStream, StartMethod, StreamLoader
+from cropl.datamodules.position import StreamPosition
 
 
 class ShardsDataModule(L.LightningDataModule):
     """Training, validation and test data from folders of shards.
 
     Args:
-        train_dir: folder of the training shards.
+        train_dir: folder of the training shards, or several that are mixed; local, or an `https` address.
         val_dir: folder of the validation shards; None for no validation.
         test_dir: folder of the test shards; None for no test and prediction.
-        global_batch: samples of a training batch over all processes.
+        global_batch: samples of an optimizer step, over all processes and accumulated batches.
+        micro_batch: samples of one forward pass in one process; gradients are accumulated until the global batch is
+            done. None takes all at once.
         eval_batch: samples of an evaluation batch per process.
+        weights: how often the samples of a source come in an epoch, by the source's name: 2 is twice, 0.25 a quarter
+            of them, another one in each epoch. 1 where a source is not named.
         num_workers: worker processes for each loader.
+        start_method: of the worker processes.
         seed: of the training order.
         collate: makes a batch of a list of `Sample`. None takes the `collate` of the module that is trained or tested,
             and leaves the list where it has none.
         verify: how shards are compared with their manifest before the first step: `size`, `full` or `off`.
+        max_bad: share of an epoch's samples that may be left out because they cannot be decoded.
 
     Raises:
         ShardError: a folder has no complete shards; before the first step, with the file's name.
@@ -55,25 +46,32 @@ class ShardsDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        train_dir: str | None = None,
-        val_dir: str | None = None,
-        test_dir: str | None = None,
+        train_dir: str | list[str] | None = None,
+        val_dir: str | list[str] | None = None,
+        test_dir: str | list[str] | None = None,
         global_batch: int = 128,
+        micro_batch: int | None = None,
         eval_batch: int = 16,
+        weights: dict[str, float] | None = None,
         num_workers: int = 4,
+        start_method: StartMethod = "forkserver",
         seed: int = 0,
         collate: Collate | None = None,
         verify: Verify = "size",
+        max_bad: float = 0.01,
     ) -> None:
         super().__init__()
         self.folders = {"train": train_dir, "val": val_dir, "test": test_dir}
-        self.global_batch, self.eval_batch, self.num_workers = global_batch, eval_batch, num_workers
-        self.seed, self.collate, self.verify = seed, collate, verify
-        self.consumed = 0
+        self.global_batch, self.micro_batch, self.eval_batch = global_batch, micro_batch, eval_batch
+        self.weights, self.seed, self.collate = dict(weights or {}), seed, collate
+        self.num_workers, self.start_method = num_workers, start_method
+        self.verify, self.max_bad = verify, max_bad
+        self.micro_done = 0
+        self.restored_from: int | None = None
         self.readers: dict[str, ShardReader] = {}
 
     def setup(self, stage: str) -> None:
-        """Open and check the shards that `stage` needs, and start counting."""
+        """Open and check the shards that `stage` needs; for training, make the plan and start counting."""
         needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
         for split in needed:
             folder = self.folders[split]
@@ -81,14 +79,33 @@ class ShardsDataModule(L.LightningDataModule):
                 raise ValueError(f"data.{split}_dir is missing: `{stage}` needs a folder of shards")
             if folder is not None and split not in self.readers:
                 self.readers[split] = ShardReader(folder, self.verify)
-        if stage == "fit" and self.trainer is not None:
-            callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-            if not any(isinstance(callback, StreamPosition) and callback.data is self for callback in callbacks):
-                callbacks.insert(0, StreamPosition(self))
+                self.check(split, self.readers[split])
+        if stage == "fit":
+            self.plan = Plan(self.readers["train"], self.global_batch, self.seed, self.weights)
+            self._share()
+            self._follow()
+
+    def check(self, split: str, reader: ShardReader) -> None:
+        """Refuse shards that hold something else than this data module is for; any will do here."""
+
+    @property
+    def micro_steps(self) -> int:
+        """A: micro-batches of an optimizer step."""
+        return self.global_batch // (self._share() * self._place()[1])
+
+    @property
+    def consumed(self) -> int:
+        """Samples trained on, over all processes: whole optimizer steps."""
+        return self.micro_done // self.micro_steps * self.global_batch
+
+    def advance(self) -> None:
+        """One micro-step further."""
+        self.micro_done += 1
 
     def train_dataloader(self) -> StreamLoader:
         """Each epoch anew from the current position."""
-        return StreamLoader(self._train_stream, self.num_workers)
+        max_skipped = math.floor(self.max_bad * self.plan.samples_per_epoch)
+        return self._loader(self._train_stream, len(self.plan) * self.micro_steps, max_skipped)
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
         """Every validation sample once; repetitions that fill the last batch are marked."""
@@ -104,7 +121,9 @@ class ShardsDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it is a position in."""
-        return {**self._identity(), "consumed": self.consumed} if "train" in self.readers else {}
+        if "train" not in self.readers:
+            return {}
+        return {**self._identity(), "consumed": self.consumed, "micro_steps": self.micro_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue at a saved position.
@@ -118,7 +137,8 @@ class ShardsDataModule(L.LightningDataModule):
         changed = [f"{name}: {saved!r}, now {value!r}" for name, (saved, value) in now.items() if saved != value]
         if changed:
             raise ValueError(f"the checkpoint's position does not fit the data ({'; '.join(changed)})")
-        self.consumed = int(state_dict["consumed"])
+        self.micro_done = int(state_dict["consumed"]) // self.global_batch * self.micro_steps
+        self.restored_from = int(state_dict["micro_steps"])
 
     def _collate(self) -> Collate | None:
         module = self.trainer.lightning_module if self.trainer is not None else None
@@ -128,11 +148,11 @@ class ShardsDataModule(L.LightningDataModule):
         return self.collate
 
     def _identity(self) -> dict[str, Any]:
-        fingerprint = self.readers["train"].manifest.fingerprint
         return {
             "order": ORDER_VERSION,
-            "fingerprint": fingerprint,
+            "fingerprint": self.readers["train"].fingerprint,
             "seed": self.seed,
+            "weights": dict(sorted(self.weights.items())),
             "global_batch": self.global_batch,
         }
 
@@ -141,16 +161,43 @@ class ShardsDataModule(L.LightningDataModule):
         kwargs = (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
         return kwargs.get("rank", 0), kwargs.get("num_replicas", 1)
 
+    def _share(self) -> int:
+        """M: samples of one forward pass in one process."""
+        world = self._place()[1]
+        share = self.micro_batch if self.micro_batch is not None else self.global_batch // world
+        if share < 1 or self.global_batch % (share * world):
+            raise ValueError(
+                f"data.global_batch {self.global_batch} must be a multiple of {world} processes"
+                + (f" x micro_batch {self.micro_batch}" if self.micro_batch is not None else "")
+            )
+        return share
+
+    def _follow(self) -> None:
+        """Let the trainer accumulate as the global batch asks, and count ahead of any callback that saves."""
+        if self.trainer is None:
+            return
+        if self.trainer.accumulate_grad_batches not in (1, self.micro_steps):
+            raise ValueError(
+                f"trainer.accumulate_grad_batches {self.trainer.accumulate_grad_batches} does not fit global_batch "
+                f"{self.global_batch} and micro_batch {self.micro_batch}, which make {self.micro_steps}; leave it out"
+            )
+        self.trainer.accumulate_grad_batches = self.micro_steps
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+        if not any(isinstance(callback, StreamPosition) and callback.data is self for callback in callbacks):
+            callbacks.insert(0, StreamPosition(self))
+
     def _train_stream(self) -> SampleStream:
-        reader = self.readers["train"]
-        per_epoch = -(-len(reader) // self.global_batch)
-        epoch, start = divmod(self.consumed // self.global_batch, per_epoch)
+        epoch, start = divmod(self.micro_done // self.micro_steps, len(self.plan))
         rank, world = self._place()
-        return SampleStream(
-            reader, self.global_batch, rank, world, seed=self.seed, epoch=epoch, start=start, collate=self._collate()
-        )
+        batches = self.plan.epoch(epoch)[start:]
+        mine = self.plan.deal(batches, world, self._share())[:, :, rank].reshape(-1, self._share())
+        return SampleStream(self.readers["train"], mine, collate=self._collate(), skip_bad=True)
 
     def _evaluation(self, split: str) -> StreamLoader:
         reader, (rank, world) = self.readers[split], self._place()
-        stream = SampleStream(reader, self.eval_batch * world, rank, world, training=False, collate=self._collate())
-        return StreamLoader(lambda: stream, self.num_workers)
+        index, valid = evaluation_batches(len(reader), self.eval_batch, rank, world)
+        stream = SampleStream(reader, index, valid, self._collate())
+        return self._loader(lambda: stream, len(stream))
+
+    def _loader(self, open_stream: Any, batches: int, max_skipped: int = 0) -> StreamLoader:
+        return StreamLoader(open_stream, batches, self.num_workers, self.start_method, max_skipped)

@@ -45,7 +45,6 @@ def evaluate(recipes: Sequence[str], overrides: dict[str, Any] | None = None, qu
         overrides: dotted keys and values, merged last.
         quiet: print nothing but progress.
     """
-    from cropl.evaluation.plan import load_class
     from cropl.evaluation.study import Study
 
     config = recipe.load(recipes, overrides)
@@ -54,7 +53,7 @@ def evaluate(recipes: Sequence[str], overrides: dict[str, Any] | None = None, qu
     out = Path(study.out or f"runs/{label.removesuffix('.yaml').replace('+', '-')}")
     check_writable(out)
     for arm in study.arms:
-        load_class(arm.class_path)
+        recipe.load_object(arm.class_path)
     samples = load_samples(study)
 
     from cropl.commands.models import open_localizer, open_vlm
@@ -74,13 +73,7 @@ def evaluate(recipes: Sequence[str], overrides: dict[str, Any] | None = None, qu
 
 def load_samples(study: Study) -> list[Sample]:
     """The questions, from the recipe's `data`: a class or function that gives `Sample`s, a sequence or an iterable."""
-    from cropl.evaluation.plan import load_class
-
-    source, arguments = load_class(study.data["class_path"]), dict(study.data.get("init_args") or {})
-    try:
-        samples = source(**arguments)
-    except TypeError as error:
-        raise UsageError(f"data {study.data['class_path']}: {error}") from None
+    samples = recipe.instantiate(study.data, "data")
     if hasattr(samples, "__len__") and hasattr(samples, "__getitem__"):
         return [samples[index] for index in range(min(len(samples), study.limit or len(samples)))]
     return list(islice(samples, study.limit))

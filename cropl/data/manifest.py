@@ -9,13 +9,19 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "manifest.json"
+
+KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+"""What a sample key may be: a dot would end it for a WebDataset reader, a slash make it a path."""
+
+MAX_MEMBER_BYTES = 1 << 28
 
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
 
@@ -29,11 +35,13 @@ class ShardError(ValueError):
 class Entry(NamedTuple):
     """Where one sample lies in its shard, and how long it is.
 
-    `width` and `height` are the displayed image's, `characters` counts question and first answer: enough to compose
-    batches of like length without reading a shard.
+    `width` and `height` are the displayed image's, `characters` counts all that is asked and answered, `boxes` the
+    evidence boxes: enough to compose batches without reading a shard. Without an image its extension is "" and its
+    sizes are 0.
     """
 
     key: str
+    source: str
     extension: str
     image_offset: int
     image_bytes: int
@@ -42,6 +50,7 @@ class Entry(NamedTuple):
     width: int
     height: int
     characters: int
+    boxes: int
 
 
 @dataclass(frozen=True)
@@ -71,13 +80,12 @@ class Manifest:
 
     def write(self, folder: str | Path) -> Path:
         """Write `manifest.json` atomically: a reader sees the old one or the whole new one."""
-        body = self._body()
         record = {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
             "samples": len(self),
             "entry": Entry._fields,
-        } | body
+        } | self._body()
         path = Path(folder) / NAME
         temporary = path.with_name(f".{NAME}.tmp")
         with open(temporary, "w", encoding="utf-8") as file:
@@ -97,16 +105,27 @@ class Manifest:
         """
         path = Path(folder) / NAME
         try:
-            record = json.loads(path.read_bytes())
+            text = path.read_bytes()
         except FileNotFoundError:
             raise ShardError(f"{path}: no manifest; the shards are incomplete, or were not written by cropl") from None
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ShardError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, path: str) -> "Manifest":
+        """Check the content of a manifest file; errors call it `path`."""
+        try:
+            record = json.loads(text)
+        except ValueError as error:
             raise ShardError(f"{path}: not a manifest ({error})") from None
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             schema = record.get("schema") if isinstance(record, dict) else None
             raise ShardError(f"{path}: schema {schema!r}; this version reads schema {SCHEMA}")
         try:
-            manifest = cls(tuple(_shard(shard) for shard in record["shards"]))
+            sources = [str(source) for source in record["sources"]]
+            manifest = cls(tuple(_shard(shard, sources) for shard in record["shards"]))
+            manifest._check_names()
         except (KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{path}: damaged manifest ({error})") from None
         if record.get("fingerprint") != manifest.fingerprint or record.get("samples") != len(manifest):
@@ -135,29 +154,50 @@ class Manifest:
             if level == "full" and sha256_of(path) != shard.sha256:
                 raise ShardError(f"{path}: its SHA-256 differs from the manifest's; the shard is damaged")
 
+    def _check_names(self) -> None:
+        files = [shard.file for shard in self.shards]
+        keys = [entry.key for shard in self.shards for entry in shard.entries]
+        for names, what in ((files, "shard"), (keys, "sample key")):
+            if len(set(names)) < len(names):
+                twice = next(name for name, count in Counter(names).items() if count > 1)
+                raise ValueError(f"{what} {twice!r} is there twice")
+
     def _body(self) -> dict[str, Any]:
+        sources = sorted({entry.source for shard in self.shards for entry in shard.entries})
+        number = {source: i for i, source in enumerate(sources)}
         return {
+            "sources": sources,
             "shards": [
                 {"file": shard.file, "bytes": shard.bytes, "sha256": shard.sha256, "samples": len(shard.entries)}
-                | {"index": [list(entry) for entry in shard.entries]}
+                | {"index": [[entry.key, number[entry.source], *entry[2:]] for entry in shard.entries]}
                 for shard in self.shards
-            ]
+            ],
         }
 
 
-def _shard(record: Mapping[str, Any]) -> Shard:
+def _shard(record: Mapping[str, Any], sources: Sequence[str]) -> Shard:
     file = record["file"]
     if not isinstance(file, str) or not _FILE.fullmatch(file):
         raise ValueError(f"shard name {file!r}")  # a path could lead out of the folder
-    entries = tuple(Entry(*row) for row in record["index"])
+    entries = tuple(Entry(row[0], sources[row[1]], *row[2:]) for row in record["index"])
     for entry in entries:
-        if not all(type(number) is int and number >= 0 for number in entry[2:]):
+        if not isinstance(entry.key, str) or not KEY.fullmatch(entry.key):
+            raise ValueError(f"{file}: bad sample key {entry.key!r}")
+        if not all(type(number) is int and number >= 0 for number in entry[3:]):
             raise ValueError(f"{file}: bad index entry {entry.key!r}")
+        if max(entry.image_bytes, entry.json_bytes) > MAX_MEMBER_BYTES:
+            raise ValueError(f"{file}: index entry {entry.key!r} claims more than {MAX_MEMBER_BYTES} bytes")
         if max(entry.image_offset + entry.image_bytes, entry.json_offset + entry.json_bytes) > record["bytes"]:
             raise ValueError(f"{file}: index entry {entry.key!r} lies beyond the end of the shard")
     if len(entries) != record["samples"]:
         raise ValueError(f"{file}: {len(entries)} index entries for {record['samples']} samples")
     return Shard(file, record["bytes"], record["sha256"], entries)
+
+
+def joint_fingerprint(manifests: Sequence[Manifest]) -> str:
+    """Identifies several data sets together: one keeps its own fingerprint."""
+    prints = [manifest.fingerprint for manifest in manifests]
+    return prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
 
 
 def sha256_of(path: str | Path) -> str:

@@ -1,223 +1,110 @@
-"""Shards: plain WebDataset tars, written strictly and read back at any place.
+"""Reading shards at any place: by the manifest's index, with `pread`.
 
-`ShardWriter` stores `key.jpg|png|webp` and `key.json` per sample with webdataset's own `TarWriter`, so any WebDataset
-reader can use the folder; it refuses what such a reader would mix up (dotted or repeated keys). `ShardReader` reads one
-sample by the manifest's index with `pread`: no tar parsing, nothing unpickled, no file extracted, no URL opened.
+No tar is parsed, nothing is unpickled, no file is extracted and no command is run. `ShardReader` numbers the samples of
+one or several folders in manifest order; what is asked of them as a whole (lengths, sources) lies in arrays, so that a
+reader of a million samples travels to its worker processes in no time.
 """
 
-import io
 import json
 import os
 import re
-import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any
+from typing import Any, Protocol
 
+import numpy as np
 from PIL import Image
-from webdataset import TarWriter
 
-from cropl.data.images import EXTENSIONS, image_format, load_image
-from cropl.data.manifest import NAME, Entry, Manifest, Shard, ShardError, Verify, sha256_of, sync_folder
+from cropl.data.images import EXTENSIONS, load_image
+from cropl.data.manifest import Manifest, Shard, ShardError, Verify, joint_fingerprint
 from cropl.data.sample import Sample
 
-MAX_MEMBER_BYTES = 1 << 28
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_TAR_END = 1024  # two zero blocks end an archive
+# N samples of all folders, K shards of all folders
 
 
-class ShardWriter:
-    """Writes samples into `folder/prefix-000000.tar`, ... and the manifest last, when the `with` block ends well.
+class ShardFolder(Protocol):
+    """Where the shards of one manifest lie."""
 
-    Images given as bytes or files are copied as they are; PIL images are stored as PNG, without loss. After an
-    exception nothing is left that a reader would take for a data set.
-
-    Args:
-        folder: a new or empty folder.
-        prefix: start of the shard names: letters, digits, `_` and `-`.
-        samples_per_shard: a new shard begins after this many samples,
-        bytes_per_shard: or when this size is passed.
-
-    Raises:
-        ShardError: the folder already holds shards, a key is repeated or can not be a file name, or a sample's image
-            is unreadable or of another size than recorded.
-    """
-
-    def __init__(
-        self, folder: str | Path, prefix: str = "samples", samples_per_shard: int = 1000, bytes_per_shard: int = 1 << 28
-    ) -> None:
-        self.folder = Path(folder)
-        if not _KEY.fullmatch(prefix):
-            raise ShardError(f"shard prefix {prefix!r}: use letters, digits, '_' and '-'")
-        if samples_per_shard < 1 or bytes_per_shard < 1:
-            raise ShardError("samples_per_shard and bytes_per_shard must be at least 1")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if (self.folder / NAME).exists() or any(self.folder.glob("*.tar")):
-            raise ShardError(f"{self.folder}: already holds shards; choose another folder or remove them")
-        self.prefix, self.samples_per_shard, self.bytes_per_shard = prefix, samples_per_shard, bytes_per_shard
-        self.keys: set[str] = set()
-        self.shards: list[Shard] = []
-        self._tar: TarWriter | None = None
-        self._file: IO[bytes] | None = None
-        self._facts: dict[str, tuple[int, int, int]] = {}
-
-    def __enter__(self) -> "ShardWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        elif self._tar is not None and self._file is not None:
-            self._tar.close()
-            self._file.close()
-            self._part.unlink(missing_ok=True)
-
-    def write(self, sample: Sample) -> None:
-        """Append one sample."""
-        if not _KEY.fullmatch(sample.key):
-            # A dot would end the key for a WebDataset reader, a slash make it a path.
-            raise ShardError(f"sample key {sample.key!r}: use 1 to 100 letters, digits, '_' and '-'")
-        if sample.key in self.keys:
-            raise ShardError(f"sample key {sample.key!r} was already written; keys must be unique")
-        extension, data = _encoded(sample)
-        if self._tar is None:
-            self._file = open(self._part, "wb")  # noqa: SIM115  stays open across calls
-            self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="")
-        record = json.dumps(sample.to_json(), ensure_ascii=False, separators=(",", ":")).encode()
-        self._tar.write({"__key__": sample.key, extension: data, "json": record})
-        self.keys.add(sample.key)
-        self._facts[sample.key] = (sample.width, sample.height, len(sample.question) + len(sample.answers[0]))
-        assert self._file is not None
-        if len(self._facts) >= self.samples_per_shard or self._file.tell() >= self.bytes_per_shard:
-            self._finish_shard()
-
-    def close(self) -> Manifest:
-        """Finish the last shard and write the manifest."""
-        if self._tar is not None:
-            self._finish_shard()
-        if not self.shards:
-            raise ShardError(f"{self.folder}: no sample was written")
-        manifest = Manifest(tuple(self.shards))
-        manifest.write(self.folder)
-        return manifest
-
-    @property
-    def _part(self) -> Path:
-        return self.folder / f".{self.prefix}-{len(self.shards):06d}.tar.part"
-
-    def _finish_shard(self) -> None:
-        assert self._tar is not None and self._file is not None
-        self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        path = self.folder / f"{self.prefix}-{len(self.shards):06d}.tar"
-        part = self._part
-        # Read back: the index is what the file holds, not what it should hold.
-        entries = tuple(Entry(*row, *self._facts[row[0]]) for row in index_shard(part))
-        shard = Shard(path.name, part.stat().st_size, sha256_of(part), entries)
-        os.replace(part, path)
-        sync_folder(self.folder)
-        self.shards.append(shard)
-        self._tar, self._file, self._facts = None, None, {}
+    def path(self, shard: Shard) -> Path:
+        """A local file that holds the shard; called in any process."""
 
 
-def _encoded(sample: Sample) -> tuple[str, bytes]:
-    if isinstance(sample.image, Image.Image):
-        buffer = io.BytesIO()
-        sample.image.convert("RGB").save(buffer, "PNG")
-        data, size = buffer.getvalue(), sample.image.size
-    else:
-        name = f"of sample {sample.key!r}" if isinstance(sample.image, bytes) else repr(str(sample.image))
-        size = load_image(sample.image, name).size
-        data = sample.image if isinstance(sample.image, bytes) else Path(sample.image).read_bytes()
-    if size != (sample.width, sample.height):
-        raise ShardError(
-            f"sample {sample.key!r}: its image is {size[0]}x{size[1]} as displayed, its record says "
-            f"{sample.width}x{sample.height}; boxes would fall on the wrong place"
-        )
-    return EXTENSIONS[image_format(data)], data
+@dataclass(frozen=True)
+class LocalFolder:
+    """Shards on a local or mounted disk."""
 
+    folder: Path
 
-def index_shard(path: str | Path) -> list[tuple[str, str, int, int, int, int]]:
-    """Read a shard's headers: `(key, image extension, image offset, image bytes, json offset, json bytes)` per sample.
-
-    Raises:
-        ShardError: no plain tar; truncated or damaged (webdataset itself ends such a shard silently); a member that is
-            no regular file or of a type that is never decoded; or a sample that is not exactly one image and one json.
-    """
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    end, size = 0, os.path.getsize(path)
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                if not member.isreg() or extension not in {*EXTENSIONS.values(), "jpeg", "json"}:
-                    raise ShardError(f"{path}: member {member.name!r}: only images and json are read from a shard")
-                if not _KEY.fullmatch(key) or extension in samples.get(key, {}):
-                    raise ShardError(f"{path}: member {member.name!r}: a bad key, or there twice")
-                if member.size > MAX_MEMBER_BYTES:
-                    raise ShardError(f"{path}: member {member.name!r} claims {member.size} bytes")
-                samples.setdefault(key, {})[extension] = (member.offset_data, member.size)
-                end = member.offset_data + -(-member.size // 512) * 512
-    except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{path}: not a plain tar file, or damaged ({error})") from None
-    with open(path, "rb") as file:
-        file.seek(end)
-        rest = file.read(_TAR_END)
-    if end > size or len(rest) < _TAR_END or any(rest):
-        raise ShardError(f"{path}: the archive does not end after {len(samples)} samples; it is truncated or damaged")
-    rows = []
-    for key, members in samples.items():
-        images = [extension for extension in members if extension != "json"]
-        if len(images) != 1 or "json" not in members:
-            raise ShardError(f"{path}: sample {key!r} has {sorted(members)}, needs one image and one json")
-        rows.append((key, images[0], *members[images[0]], *members["json"]))
-    return rows
+    def path(self, shard: Shard) -> Path:
+        return self.folder / shard.file
 
 
 class ShardReader:
-    """Random access to the samples of a folder of shards, numbered 0 to `len - 1` in manifest order.
+    """Random access to the samples of folders of shards, numbered 0 to `len - 1` in manifest order, folder by folder.
 
     Safe to hand to worker processes of any start method: files are opened on first use, per process.
 
     Args:
-        folder: a local folder with `manifest.json`.
+        folders: a local folder with `manifest.json`, or several.
         verify: how the shards are compared with the manifest now: `size` (default), `full` or `off`.
 
+    Attributes:
+        fingerprint: identifies the data, all folders together.
+        sources: names of the sources of all folders.
+        source_N: of each sample, the number of its source in `sources`.
+        width_N, height_N, characters_N, boxes_N: of each sample, see `cropl.data.manifest.Entry`.
+        size_K: samples of each shard.
+
     Raises:
-        ShardError: as for `Manifest.read` and `Manifest.verify`; also for anything that looks like a URL or a command.
+        ShardError: as for `Manifest.read` and `Manifest.verify`; a key that two folders share; also for anything that
+            looks like a URL or a command.
     """
 
-    def __init__(self, folder: str | Path, verify: Verify = "size") -> None:
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", str(folder)) and not Path(folder).is_dir():
-            raise ShardError(f"{folder}: shards are read from a local folder, not from a URL or a command")
-        self.folder = Path(folder)
-        self.manifest = Manifest.read(self.folder)
-        self.manifest.verify(self.folder, verify)
-        self._where = [(s, e) for s, shard in enumerate(self.manifest.shards) for e in range(len(shard.entries))]
+    def __init__(self, folders: str | Path | Sequence[str | Path], verify: Verify = "size") -> None:
+        names = [folders] if isinstance(folders, str | Path) else list(folders)
+        if not names:
+            raise ShardError("no folder of shards is given")
+        opened = [open_folder(name, verify) for name in names]
+        shards = [(folder, shard) for folder, manifest in opened for shard in manifest.shards]
+        entries = [entry for _, shard in shards for entry in shard.entries]
+        self.fingerprint = joint_fingerprint([manifest for _, manifest in opened])
+        self._key_N = np.array([entry.key.encode() for entry in entries])
+        if len(np.unique(self._key_N)) < len(entries):
+            raise ShardError(f"{' and '.join(map(str, names))} share sample keys; build them with different prefixes")
+        self.sources = sorted({entry.source for entry in entries})
+        number = {source: i for i, source in enumerate(self.sources)}
+        self.source_N = np.array([number[entry.source] for entry in entries], dtype=np.int64)
+        self._extension_N = np.array([entry.extension.encode() for entry in entries])
+        facts = np.array([entry[3:] for entry in entries], dtype=np.int64)
+        self._span_N4, (self.width_N, self.height_N, self.characters_N, self.boxes_N) = facts[:, :4], facts[:, 4:].T
+        self.size_K = np.array([len(shard.entries) for _, shard in shards])
+        self._end_K = self.size_K.cumsum()
+        self._shards = [(folder, replace(shard, entries=())) for folder, shard in shards]
         self._files: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self.source_N)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": {}}
 
+    def key(self, index: int) -> str:
+        """The key of a sample."""
+        return bytes(self._key_N[index]).decode()
+
     def record(self, index: int) -> dict[str, Any]:
         """The raw sample as WebDataset names it: `__key__`, `__url__`, the image's extension, and `json`, as bytes."""
-        s, e = self._where[index]
-        shard = self.manifest.shards[s]
-        entry = shard.entries[e]
-        if s not in self._files:
-            self._files[s] = os.open(self.folder / shard.file, os.O_RDONLY)
-        image = os.pread(self._files[s], entry.image_bytes, entry.image_offset)
-        text = os.pread(self._files[s], entry.json_bytes, entry.json_offset)
-        if len(image) != entry.image_bytes or len(text) != entry.json_bytes:
-            raise ShardError(f"{self.folder / shard.file}: sample {entry.key!r} is cut off; the shard is truncated")
-        return {"__key__": entry.key, "__url__": str(self.folder / shard.file), entry.extension: image, "json": text}
+        shard = int(np.searchsorted(self._end_K, index, side="right"))
+        file, path = self._opened(shard)
+        image_offset, image_bytes, json_offset, json_bytes = (int(number) for number in self._span_N4[index])
+        image = os.pread(file, image_bytes, image_offset)
+        text = os.pread(file, json_bytes, json_offset)
+        if len(image) != image_bytes or len(text) != json_bytes:
+            raise ShardError(f"{path}: sample {self.key(index)!r} is cut off; the shard is truncated")
+        extension = bytes(self._extension_N[index]).decode()
+        names = {"__key__": self.key(index), "__url__": str(path), "json": text}
+        return names | ({extension: image} if extension else {})
 
     def __getitem__(self, index: int) -> Sample:
         """The decoded sample, its image as displayed.
@@ -227,20 +114,39 @@ class ShardReader:
         """
         return self._sample(index, decode=True)
 
+    def _opened(self, shard: int) -> tuple[int, Path]:
+        folder, entry = self._shards[shard]
+        path = folder.path(entry)
+        if shard not in self._files:
+            self._files[shard] = os.open(path, os.O_RDONLY)
+        return self._files[shard], path
+
     def _sample(self, index: int, decode: bool) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
         raw = self.record(index)
-        s, e = self._where[index]
-        entry = self.manifest.shards[s].entries[e]
-        where = f"{raw['__url__']}: sample {entry.key!r}"
+        key, where = raw["__key__"], f"{raw['__url__']}: sample {raw['__key__']!r}"
+        image: Any = next((value for name, value in raw.items() if name in (*EXTENSIONS.values(), "jpeg")), None)
         try:
-            image = raw[entry.extension]
-            sample = Sample.from_json(json.loads(raw["json"]), load_image(image, "in the shard") if decode else image)
+            if image is not None and decode:
+                image = load_image(image, "in the shard")
+            sample = Sample.from_json(json.loads(raw["json"]), image)
         except ValueError as error:
             raise ShardError(f"{where}: {error}") from None
-        size = sample.image.size if isinstance(sample.image, Image.Image) else (entry.width, entry.height)
-        if sample.key != entry.key or size != (sample.width, sample.height):
+        listed = (int(self.width_N[index]), int(self.height_N[index]))
+        shown = image.size if isinstance(image, Image.Image) else listed
+        if sample.key != key or not shown == listed == (sample.width, sample.height):
             raise ShardError(f"{where}: record and image do not belong together; the shard is damaged")
         return sample
+
+
+def open_folder(name: str | Path, verify: Verify = "size") -> tuple[ShardFolder, Manifest]:
+    """The folder of shards at a path, and its manifest."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", str(name)) and not Path(name).is_dir():
+        raise ShardError(f"{name}: shards are read from a local folder, not from a URL or a command")
+    manifest = Manifest.read(name)
+    manifest.verify(name, verify)
+    return LocalFolder(Path(name)), manifest
 
 
 def read_samples(folder: str | Path, count: int | None = None) -> list[Sample]:

@@ -1,149 +1,146 @@
-"""The order in which shards are trained on or evaluated, as a pure function, and the stream that follows it.
+"""The stream: reads the batches that it is told, in worker processes or without, and decodes nothing before its turn.
 
-Nothing is shuffled in a buffer and nothing is asked of the environment: which samples batch b of epoch e holds, and
-which of them rank r takes, follows from (seed, epoch), the manifest and the global batch alone. So the stream does not
-depend on the number of workers, continues exactly from a number of samples, and gives the same global batches to any
-world size. Every rank has equally many batches: the last one wraps in training and is filled with marked repetitions
-(`Sample.valid` is False) in evaluation.
+With W workers, worker w makes the batches w, w + W, ...: DataLoader returns them in order, so their number does not
+matter. A sample that cannot be decoded is replaced by another one of its batch that does not count (`Sample.valid` is
+False), so that no later sample moves; it is counted, and too many are an error.
 """
 
-import multiprocessing
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import islice
-from multiprocessing.context import BaseContext
-from typing import Any
+from __future__ import annotations
 
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from multiprocessing.context import BaseContext
+from typing import Any, Literal
+
+import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from cropl.data.manifest import Manifest
+from cropl.data.manifest import ShardError
 from cropl.data.sample import Sample
 from cropl.data.shards import ShardReader
 
-ORDER_VERSION = 1
-"""Names the algorithm of `epoch_order`; part of a saved position, because another algorithm is another order."""
+StartMethod = Literal["forkserver", "spawn", "fork"]
+Collate = Callable[[list[Sample]], Any]
 
-WINDOW = 8
-"""Shards whose samples are mixed with each other."""
-
-
-def epoch_order(manifest: Manifest, seed: int, epoch: int) -> list[int]:
-    """The order of all samples in one epoch: shards are permuted, then samples within windows of `WINDOW` shards."""
-    rng = random.Random(f"cropl-{ORDER_VERSION}-{seed}-{epoch}")
-    ranges, start = [], 0
-    for shard in manifest.shards:
-        ranges.append(range(start, start + len(shard.entries)))
-        start += len(shard.entries)
-    rng.shuffle(ranges)
-    order: list[int] = []
-    for first in range(0, len(ranges), WINDOW):
-        window = [index for members in ranges[first : first + WINDOW] for index in members]
-        rng.shuffle(window)
-        order += window
-    return order
+# B batches, M samples of a batch
 
 
-class SampleStream(IterableDataset[Any]):
-    """One rank's batches of one epoch, from a position on; used with `DataLoader(batch_size=None)`.
+@dataclass
+class Delivery:
+    """A batch on its way out of a worker, with the reasons for which samples were left out of it."""
 
-    With W workers, worker w makes the batches w, w + W, ...: DataLoader returns them in order, so their number does
-    not matter.
+    batch: Any
+    skipped: list[str]
+
+
+class SampleStream(IterableDataset[Delivery]):
+    """Batches of samples, for one process.
 
     Args:
         reader: the shards.
-        global_batch: samples of a batch over all ranks.
-        rank, world: this process and their number, given by the caller: worker processes can not know them.
-        seed, epoch: of the order; `seed=None` is the manifest's own order.
-        start: batches of this epoch that are already done.
-        training: wrap the last batch; otherwise fill it with samples marked `valid=False`.
+        index_BM: sample numbers of each batch.
+        valid_BM: False marks samples that only fill their batch; all count by default.
         collate: makes a batch of a list of `Sample`; runs in the worker. None yields the list.
-
-    Raises:
-        ValueError: the global batch is not a multiple of the world size, or the rank lies outside it.
+        skip_bad: leave out samples that cannot be decoded; otherwise they are an error.
     """
 
     def __init__(
         self,
         reader: ShardReader,
-        global_batch: int,
-        rank: int = 0,
-        world: int = 1,
-        seed: int | None = None,
-        epoch: int = 0,
-        start: int = 0,
-        training: bool = True,
-        collate: Callable[[list[Sample]], Any] | None = None,
+        index_BM: np.ndarray,
+        valid_BM: np.ndarray | None = None,
+        collate: Collate | None = None,
+        skip_bad: bool = False,
     ) -> None:
-        if not 0 <= rank < world:
-            raise ValueError(f"rank {rank} is outside 0..{world - 1}")
-        if global_batch < 1 or global_batch % world:
-            raise ValueError(f"global_batch {global_batch} must be a positive multiple of the {world} processes")
-        self.reader, self.global_batch, self.rank, self.world = reader, global_batch, rank, world
-        self.seed, self.epoch, self.start, self.training, self.collate = seed, epoch, start, training, collate
+        self.reader, self.index_BM, self.collate, self.skip_bad = reader, index_BM, collate, skip_bad
+        self.valid_BM = np.ones(index_BM.shape, dtype=bool) if valid_BM is None else valid_BM
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, equal on every rank."""
-        return -(-len(self.reader) // self.global_batch)
+        return len(self.index_BM)
 
-    def batches(self) -> Iterator[list[tuple[int, bool]]]:
-        """The plan: for each batch that is left, this rank's `(sample index, valid)` pairs."""
-        manifest = self.reader.manifest
-        order = list(range(len(manifest))) if self.seed is None else epoch_order(manifest, self.seed, self.epoch)
-        share = self.global_batch // self.world
-        for batch in range(self.start, len(self)):
-            first = batch * self.global_batch + self.rank * share
-            places = range(first, first + share)
-            yield [(order[p % len(order)], self.training or p < len(order)) for p in places]
-
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Delivery]:
         worker = get_worker_info()
-        plan = islice(self.batches(), worker.id, None, worker.num_workers) if worker else self.batches()
-        for batch in plan:
-            samples = [self._marked(self.reader[index], valid) for index, valid in batch]
-            yield self.collate(samples) if self.collate else samples
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for index_M, valid_M in zip(self.index_BM[first::step].tolist(), self.valid_BM[first::step].tolist()):
+            yield self._delivery(index_M, valid_M)
 
-    @staticmethod
-    def _marked(sample: Sample, valid: bool) -> Sample:
-        return sample if valid else replace(sample, valid=False)
+    def _delivery(self, index_M: list[int], valid_M: list[bool]) -> Delivery:
+        found: list[Sample | None] = []
+        skipped: list[str] = []
+        for index, valid in zip(index_M, valid_M):
+            try:
+                sample = self.reader[index]
+                found.append(sample if valid else replace(sample, valid=False))
+            except ShardError as error:
+                if not self.skip_bad:
+                    raise
+                found.append(None)
+                skipped.append(str(error))
+        spare = next((sample for sample in found if sample is not None), None)
+        if spare is None:
+            raise ShardError(f"no sample of a batch can be decoded; the first: {skipped[0]}")
+        samples = [replace(spare, valid=False) if sample is None else sample for sample in found]
+        return Delivery(self.collate(samples) if self.collate else samples, skipped)
 
 
 class StreamLoader:
-    """An endless row of epochs for a training loop: each iteration opens the stream at the position it is told.
+    """A row of epochs for a training loop: each iteration opens the stream of the current position.
 
-    It is no DataLoader, so that a framework leaves its order alone; `__len__` is the number of batches of an epoch.
+    It is no DataLoader, so that a framework leaves its order alone.
 
     Args:
         open_stream: returns the stream of the current position; called once an epoch.
-        num_workers: worker processes of the loader.
-        context: their start method; `forkserver`, unlike `fork`, is safe beside communication threads.
+        batches: batches of a whole epoch, which is its length.
+        num_workers: worker processes.
+        start_method: of the workers; `forkserver`, unlike `fork`, is safe beside communication threads.
+        max_skipped: samples that may be left out in one epoch, in this process.
+
+    Attributes:
+        skipped: samples that were left out so far.
     """
 
     def __init__(
-        self, open_stream: Callable[[], SampleStream], num_workers: int = 0, context: str = "forkserver"
+        self,
+        open_stream: Callable[[], SampleStream],
+        batches: int,
+        num_workers: int = 0,
+        start_method: StartMethod = "forkserver",
+        max_skipped: int = 0,
     ) -> None:
-        self.open_stream, self.num_workers, self.context = open_stream, num_workers, context
+        self.open_stream, self.batches, self.num_workers = open_stream, batches, num_workers
+        self.start_method, self.max_skipped = start_method, max_skipped
+        self.skipped = 0
 
     def __len__(self) -> int:
-        return len(self.open_stream())
+        return self.batches
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(
-            DataLoader(
-                self.open_stream(),
-                batch_size=None,
-                num_workers=self.num_workers,
-                multiprocessing_context=self._context(),
-                collate_fn=_as_is,
-            )
+        loader = DataLoader(
+            self.open_stream(),
+            batch_size=None,
+            num_workers=self.num_workers,
+            multiprocessing_context=self._context(),
+            collate_fn=_as_is,
         )
+        skipped: list[str] = []
+        for delivery in loader:
+            skipped += delivery.skipped
+            self.skipped += len(delivery.skipped)
+            if len(skipped) > self.max_skipped:
+                raise ShardError(
+                    f"{len(skipped)} samples of this epoch cannot be decoded, more than the {self.max_skipped} that "
+                    f"may be left out; the last: {skipped[-1]} (`cropl shards verify` lists damaged shards)"
+                )
+            yield delivery.batch
 
     def _context(self) -> BaseContext | None:
         if not self.num_workers:
             return None
-        context = multiprocessing.get_context(self.context)
-        # The server imports torch once; the workers, new in every epoch, are forked from it in no time.
-        context.set_forkserver_preload(["__main__", __name__])
+        context = multiprocessing.get_context(self.start_method)
+        if self.start_method == "forkserver":
+            # The server imports torch once; the workers, new in every epoch, are forked from it in no time.
+            context.set_forkserver_preload(["__main__", __name__])
         return context
 
     def state_dict(self) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import inspect
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +24,7 @@ from cropl.models.region_sources import RegionSource
 from cropl.models.vlm import VLM
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.request import region_mask
+from cropl.recipe import load_object
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,7 +70,7 @@ class Run:
             options["layer"] = self.layer
         if self.arm.positions is not None:
             options["positions"] = self.arm.positions
-        cls = load_class(self.arm.class_path)
+        cls = load_object(self.arm.class_path)
         accepted = inspect.signature(cls).parameters
         if self.keep is None and self.arm.budget is not None and "tokens" in accepted:
             options["tokens"] = self._tokens()
@@ -92,15 +92,6 @@ class Run:
                 f"{min(self.kept)} to {max(self.kept)}: use budget_meaning post_prune"
             )
         return self.kept[0]
-
-
-def load_class(path: str) -> Any:
-    """The object with a dotted path; UsageError says what is missing."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"class_path {path!r} cannot be imported: {error}") from None
 
 
 def check_arms(arms: Sequence[Arm], vlm: VLM, grids: Sequence[TokenGrid]) -> None:
@@ -130,7 +121,7 @@ def _check_run(run: Run, num_layers: int, grids: Sequence[TokenGrid]) -> None:
     if arm.region_source != "none":
         run.keep = []  # masks will be given, whatever they are
     elif arm.budget is not None:
-        if "tokens" not in inspect.signature(load_class(arm.class_path)).parameters:
+        if "tokens" not in inspect.signature(load_object(arm.class_path)).parameters:
             raise UsageError(f"study arm {arm.key!r}: a budget needs a region_source, or a class that takes `tokens`")
         _fill(run, num_layers, [], grids, {})
     check_method(run.method([""]), num_layers, requested=run.keep is not None)
@@ -183,7 +174,7 @@ def _layer(arm: Arm) -> int | None:
     if arm.layer is not None:
         assert isinstance(arm.layer, int)
         return arm.layer
-    knob = inspect.signature(load_class(arm.class_path)).parameters.get("layer")
+    knob = inspect.signature(load_object(arm.class_path)).parameters.get("layer")
     return None if knob is None or knob.default is inspect.Parameter.empty else knob.default
 
 

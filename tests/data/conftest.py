@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from cropl.data.sample import Sample
-from cropl.data.shards import ShardWriter
+from cropl.data.writer import ShardWriter
 from cropl.grid import Region
 
 

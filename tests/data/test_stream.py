@@ -1,74 +1,23 @@
-"""The stream: complete, disjoint over ranks, a pure function of (seed, epoch), and the same for any workers."""
+"""The stream: reads what the plan says, in order, for any workers, and leaves out only what it tells."""
 
 import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from cropl.data.manifest import Entry, Manifest, Shard
+from cropl.data.manifest import ShardError
+from cropl.data.plan import evaluation_batches
 from cropl.data.sample import Sample
 from cropl.data.shards import ShardReader
-from cropl.data.stream import WINDOW, SampleStream, StreamLoader, epoch_order
+from cropl.data.stream import SampleStream, StartMethod, StreamLoader
 
 Write = Callable[..., Path]
 
 
-def manifest_of(*sizes: int) -> Manifest:
-    entry = Entry("k", "png", 0, 1, 1, 1, 1, 1, 1)
-    return Manifest(tuple(Shard(f"{i}.tar", 9, "", (entry,) * size) for i, size in enumerate(sizes)))
-
-
 def keys(batch: list[Sample]) -> list[str]:
     return [sample.key for sample in batch]
-
-
-@given(st.lists(st.integers(0, 6), max_size=30), st.integers(), st.integers(0, 5))
-def test_an_order_is_a_permutation_and_pure(sizes: list[int], seed: int, epoch: int) -> None:
-    manifest = manifest_of(*sizes)
-    order = epoch_order(manifest, seed, epoch)
-    assert sorted(order) == list(range(sum(sizes)))
-    assert order == epoch_order(manifest, seed, epoch)
-
-
-def test_orders_differ_by_seed_and_epoch_and_mix_only_within_windows() -> None:
-    manifest = manifest_of(*[10] * (2 * WINDOW))
-    orders = [tuple(epoch_order(manifest, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
-    assert len(set(orders)) == 4
-    first = {index // 10 for index in orders[0][: 10 * WINDOW]}
-    assert len(first) == WINDOW  # these shards and no others are open at a time
-
-
-def test_the_order_is_frozen() -> None:
-    # A saved position is a position in this order: if this fails, raise ORDER_VERSION.
-    assert epoch_order(manifest_of(3, 2, 4), seed=7, epoch=1) == FROZEN
-
-
-FROZEN = [4, 7, 3, 2, 6, 1, 8, 0, 5]
-
-
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 4), st.integers(0, 3))
-def test_every_sample_once_on_any_world(reader: ShardReader, world: int, share: int, epoch: int) -> None:
-    batch = world * share
-    for training in (True, False):
-        streams = [
-            SampleStream(reader, batch, rank, world, seed=3 if training else None, epoch=epoch, training=training)
-            for rank in range(world)
-        ]
-        steps = [list(stream.batches()) for stream in streams]
-        assert {len(step) for step in steps} == {len(streams[0])} == {-(-10 // batch)}
-        counted = Counter(index for rank in steps for part in rank for index, valid in part if valid)
-        if training:
-            assert set(counted) == set(range(10)) and sum(counted.values()) == len(streams[0]) * batch
-        else:
-            assert counted == Counter(range(10))
-        # The global batches are those of a single process.
-        alone = list(SampleStream(reader, batch, seed=streams[0].seed, epoch=epoch, training=training).batches())
-        assert [[pair for rank in step for pair in rank] for step in zip(*steps, strict=True)] == alone
 
 
 @pytest.fixture
@@ -76,39 +25,65 @@ def reader(write_shards: Write) -> ShardReader:
     return ShardReader(write_shards())
 
 
-def test_a_stream_continues_where_it_is_told(reader: ShardReader) -> None:
-    whole = [keys(batch) for batch in SampleStream(reader, 3, seed=1, epoch=2)]
-    rest = [keys(batch) for batch in SampleStream(reader, 3, seed=1, epoch=2, start=2)]
-    assert rest == whole[2:] and len(whole) == 4
+def loader(reader: ShardReader, batches: list[list[int]], workers: int = 0, **options: object) -> StreamLoader:
+    stream = SampleStream(reader, np.array(batches), collate=collate_with_process, skip_bad=True)
+    return StreamLoader(lambda: stream, len(batches), workers, **options)  # type: ignore[arg-type]
+
+
+def collate_with_process(samples: list[Sample]) -> tuple[list[tuple[str, bool]], int]:
+    return [(sample.key, sample.valid) for sample in samples], os.getpid()
 
 
 def test_evaluation_marks_what_it_repeats(reader: ShardReader) -> None:
-    batches = list(SampleStream(reader, 4, training=False))
+    batches = [delivery.batch for delivery in SampleStream(reader, *evaluation_batches(len(reader), 4))]
     assert [sample.valid for sample in batches[-1]] == [True, True, False, False]
     assert all(sample.valid for batch in batches[:-1] for sample in batch)
     assert [key for batch in batches for key in keys(batch)][:10] == [f"s{i:04d}" for i in range(10)]
 
 
-def collate_with_process(samples: list[Sample]) -> tuple[list[str], int]:
-    return keys(samples), os.getpid()
-
-
 @pytest.mark.parametrize(
-    ("workers", "context"), [(1, "fork"), (2, "fork"), pytest.param(3, "forkserver", marks=pytest.mark.slow)]
+    ("workers", "method"),
+    [(1, "fork"), (2, "fork"), (2, "forkserver"), pytest.param(3, "spawn", marks=pytest.mark.slow)],
 )
-def test_workers_do_not_change_the_stream(reader: ShardReader, workers: int, context: str) -> None:
-    def open_stream() -> SampleStream:
-        return SampleStream(reader, 2, 1, 2, seed=5, start=1, collate=collate_with_process)
-
-    alone = [batch for batch, _ in StreamLoader(open_stream)]
-    found = list(StreamLoader(open_stream, workers, context))
-    assert [batch for batch, _ in found] == alone and len(alone) == 4
+def test_workers_do_not_change_the_stream(reader: ShardReader, workers: int, method: StartMethod) -> None:
+    batches = [[3, 1], [0, 9], [9, 2], [4, 4], [7, 5]]
+    found = list(loader(reader, batches, workers, start_method=method))
+    assert [batch for batch, _ in found] == [[(f"s{i:04d}", True) for i in batch] for batch in batches]
     assert len({pid for _, pid in found}) == workers
-    assert len(StreamLoader(open_stream)) == 5  # a whole epoch
+    assert len(loader(reader, batches)) == 5
 
 
-def test_bad_arguments_are_refused(reader: ShardReader) -> None:
-    with pytest.raises(ValueError, match="multiple of the 2"):
-        SampleStream(reader, 3, 0, 2)
-    with pytest.raises(ValueError, match="rank 2"):
-        SampleStream(reader, 4, 2, 2)
+def damage(reader: ShardReader, index: int) -> None:
+    """Overwrite the middle of a sample's image; sizes stay."""
+    offset, size = reader._span_N4[index, :2]
+    path = Path(reader.record(index)["__url__"])
+    data = bytearray(path.read_bytes())
+    data[offset + 10 : offset + size - 4] = bytes(size - 14)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_sample_is_left_out_and_moves_nothing(reader: ShardReader, workers: int) -> None:
+    damage(reader, 5)
+    made = loader(reader, [[3, 5], [5, 6], [0, 1]], workers, max_skipped=2)
+    assert [batch for batch, _ in made] == [
+        [("s0003", True), ("s0003", False)],
+        [("s0006", False), ("s0006", True)],
+        [("s0000", True), ("s0001", True)],
+    ]
+    assert made.skipped == 2
+
+
+def test_too_many_damaged_samples_are_an_error(reader: ShardReader) -> None:
+    damage(reader, 5)
+    made = loader(reader, [[3, 5], [5, 6], [0, 1]], max_skipped=1)
+    with pytest.raises(ShardError, match=r"2 samples .* more than the 1 .*s0005"):
+        list(made)
+    with pytest.raises(ShardError, match="no sample of a batch"):
+        list(loader(reader, [[5, 5]], max_skipped=9))
+
+
+def test_evaluation_leaves_nothing_out(reader: ShardReader) -> None:
+    damage(reader, 5)
+    with pytest.raises(ShardError, match="s0005"):
+        list(SampleStream(reader, *evaluation_batches(len(reader), 4)))

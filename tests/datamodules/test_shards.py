@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from cropl.data.manifest import ShardError
 from cropl.data.sample import Sample
-from cropl.data.shards import ShardWriter
+from cropl.data.writer import ShardWriter
 from cropl.datamodules.shards import ShardsDataModule
 from cropl.modules.localizer import LocalizerModule
 from cropl.testbed.build import build_qwen2_vl
@@ -26,16 +26,24 @@ class Recorder(L.LightningModule):
     def __init__(self, fail_at: int | None = None) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.calls = 0
         self.trained: list[str] = []
+        self.steps: list[list[str]] = []
         self.validated: list[tuple[str, bool]] = []
         self.tested: list[tuple[str, bool]] = []
         self.fail_at = fail_at
 
     def training_step(self, batch: list[Sample], index: int) -> torch.Tensor:
-        if len(self.trained) // 3 == self.fail_at:
+        if self.calls == self.fail_at:
             raise RuntimeError("stopped")
+        self.calls += 1
         self.trained += [sample.key for sample in batch]
         return self.weight * 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """What the optimizer step is made of, in the order of the alphabet: how it is dealt out does not matter."""
+        done = sum(map(len, self.steps))
+        self.steps.append(sorted(self.trained[done:]))
 
     def validation_step(self, batch: list[Sample], index: int) -> None:
         self.validated += [(sample.key, sample.valid) for sample in batch]
@@ -107,6 +115,58 @@ def test_a_stopped_training_continues_at_the_next_sample(
         second, data(folders, num_workers=workers), ckpt_path=str(saved), weights_only=False
     )
     assert first.trained + second.trained == expected
+
+
+@pytest.mark.parametrize("on_exception", [True, False])
+@pytest.mark.parametrize("stop", [0, 1, 3, 5, 8, 11, 14])
+@pytest.mark.parametrize("now", [1, 2, 4])
+def test_a_stop_inside_an_accumulated_step_does_the_step_again(
+    folders: dict[str, str], tmp_path: Path, stop: int, on_exception: bool, now: int
+) -> None:
+    """Continued with another number of micro-batches too, as on another number of processes."""
+    epochs, batch = 3, {"global_batch": 4}
+    expected = Recorder()
+    trainer(tmp_path, max_epochs=epochs, enable_checkpointing=False).fit(expected, data(folders, **batch))
+    first = Recorder(fail_at=stop)
+    when: dict[str, Any] = {"save_on_exception": True} if on_exception else {"every_n_train_steps": 1}
+    saver = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, **when)
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, max_epochs=epochs, callbacks=[saver]).fit(first, data(folders, micro_batch=2, **batch))
+    saved = max((tmp_path / "saved").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    if saved is None:
+        assert stop < 2
+        return
+    second = Recorder()
+    runner = trainer(tmp_path, max_epochs=epochs, enable_checkpointing=False)
+    module = data(folders, micro_batch=4 // now, **batch)
+    runner.fit(second, module, ckpt_path=str(saved), weights_only=False)
+    assert first.steps + second.steps == expected.steps and len(expected.steps) == 9
+    assert runner.global_step == 9 and runner.current_epoch == epochs and module.consumed == 36
+
+
+def test_a_checkpoint_without_a_position_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    class Other(ShardsDataModule):
+        """Lightning restores a data module's state by its class's name."""
+
+    trainer(tmp_path, max_steps=1, callbacks=[ModelCheckpoint(tmp_path, "one", every_n_train_steps=1)]).fit(
+        Recorder(), data(folders)
+    )
+    other = Other(**folders, global_batch=3, num_workers=0)
+    with pytest.raises(ValueError, match="no position of a Other"):
+        trainer(tmp_path, max_steps=3, enable_checkpointing=False).fit(
+            Recorder(), other, ckpt_path=str(tmp_path / "one.ckpt"), weights_only=False
+        )
+
+
+def test_accumulation_follows_the_global_batch(folders: dict[str, str], tmp_path: Path) -> None:
+    runner = trainer(tmp_path, max_steps=2, enable_checkpointing=False)
+    module = data(folders, global_batch=4, micro_batch=1)
+    runner.fit(Recorder(), module)
+    assert runner.accumulate_grad_batches == 4 and runner.global_step == 2 and module.consumed == 8
+    with pytest.raises(ValueError, match="accumulate_grad_batches 3 does not fit"):
+        trainer(tmp_path, accumulate_grad_batches=3).fit(Recorder(), data(folders, global_batch=4, micro_batch=1))
+    with pytest.raises(ValueError, match="global_batch 4 must be a multiple of 1 processes x micro_batch 3"):
+        trainer(tmp_path).fit(Recorder(), data(folders, global_batch=4, micro_batch=3))
 
 
 def test_testing_visits_every_sample_once(folders: dict[str, str], tmp_path: Path) -> None:

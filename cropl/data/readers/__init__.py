@@ -1,0 +1,1 @@
+"""Readers: one published format per file, each a `Reader` that yields annotations."""

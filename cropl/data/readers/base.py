@@ -1,0 +1,227 @@
+"""What every reader shares: a published file, row by row, as annotations; what cannot be used is told, not dropped.
+
+A reader parses one format and looks at no image. It yields an `Annotation` for each usable row, and a `Rejected` with
+a reason for each other one, so that whoever builds shards can count them, list them, and refuse a file with too many.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ijson
+
+from cropl.data.sample import Box, Turn
+
+
+class BadRow(ValueError):
+    """A row that cannot be used.
+
+    Args:
+        reason: a few words that many rows can share, to be counted by: "no question".
+        detail: what is in this row.
+    """
+
+    def __init__(self, reason: str, detail: object = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail != "" else reason)
+        self.reason, self.detail = reason, str(detail)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One usable row, before its image is looked at.
+
+    Attributes:
+        id: the published id, unique within the file; the row's number where there is none.
+        question: the question, without template or image marker.
+        answers: accepted answers, the first one is trained on; none where they are not published.
+        source: the data set.
+        split: train, val or test.
+        image: path of the image below the reader's `images` folder; None for text alone.
+        boxes: evidence in pixels of the displayed image; none where the data has none.
+        size: `(width, height)` of the image as the file states it; None where it does not.
+        likely_size: a size that fits what the file says of the boxes, for a placeholder; None where nothing does.
+        kind, prompt, followups: see `cropl.data.sample.Sample`.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    source: str
+    split: str
+    image: str | None = None
+    boxes: tuple[Box, ...] = ()
+    size: tuple[int, int] | None = None
+    likely_size: tuple[int, int] | None = None
+    kind: str = ""
+    prompt: str = ""
+    followups: tuple[Turn, ...] = ()
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that cannot be used: where it stands (`file, row 7`), and why."""
+
+    where: str
+    reason: str
+    detail: str = ""
+
+
+class Reader(ABC):
+    """One published file.
+
+    Args:
+        file: the annotations.
+        images: folder that the rows' image paths start from; None where no images are at hand.
+    """
+
+    def __init__(self, file: str | Path, images: str | Path | None = None) -> None:
+        self.file = Path(file)
+        self.images = None if images is None else Path(images)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that this reader needs beside images."""
+        return [self.file]
+
+    def rows(self) -> Iterator[Any]:
+        """The raw rows, in file order; a row that is not JSON is a `BadRow` in its place.
+
+        Raises:
+            ValueError: the file is missing, or nothing like what this reader reads.
+        """
+        return json_rows(self.file)
+
+    @abstractmethod
+    def parse(self, row: Any, number: int) -> Iterable[Annotation]:
+        """The annotations of the 0-based row `number`.
+
+        Raises:
+            BadRow: the row cannot be used. (A KeyError, TypeError or ValueError counts as a malformed row.)
+        """
+
+    def __iter__(self) -> Iterator[Annotation | Rejected]:
+        for number, row in enumerate(self.rows()):
+            where = f"{self.file.name}, row {number + 1}"
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                yield from list(self.parse(row, number))
+            except BadRow as bad:
+                yield Rejected(where, bad.reason, bad.detail)
+            except KeyError as error:
+                yield Rejected(where, f"key {error.args[0]!r} is missing")
+            except (TypeError, ValueError, AttributeError, IndexError) as error:
+                yield Rejected(where, "malformed row", f"{type(error).__name__}: {error}"[:200])
+
+
+def json_rows(path: Path, at: str = "item") -> Iterator[Any]:
+    """Rows of a `.jsonl` file, or of a list in a JSON file, streamed: some published files have hundreds of megabytes.
+
+    Args:
+        path: the file.
+        at: where the list lies, in ijson's notation: `item` is a list at the top, `questions.item` one under a key.
+
+    Raises:
+        ValueError: the file is missing, empty, or breaks off.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such annotation file")
+    if path.suffix == ".jsonl":
+        yield from _lines(path)
+        return
+    found = False
+    try:
+        with open(path, "rb") as file:
+            for row in ijson.items(file, at, use_float=True):
+                found = True
+                yield row
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON, or cut off ({' '.join(str(error).split())[:120]})") from None
+    if not found:
+        raise ValueError(f"{path}: no rows at {at!r}; is this the right file?")
+
+
+def _lines(path: Path) -> Iterator[Any]:
+    found = False
+    with open(path, "rb") as file:
+        for line in file:
+            if line.strip():
+                found = True
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    yield BadRow("not JSON", error)
+    if not found:
+        raise ValueError(f"{path}: the file is empty")
+
+
+def text(value: Any, what: str) -> str:
+    """`value` stripped, if it is text that is not empty; BadRow "no `what`" otherwise."""
+    if not isinstance(value, str) or not value.strip():
+        raise BadRow(f"no {what}", repr(value)[:80])
+    return value.strip()
+
+
+def pixel_boxes(value: Any) -> tuple[Box, ...]:
+    """A list of `[x0, y0, x1, y1]` in pixels; BadRow for no boxes, wrong counts, no numbers, or normalised ones."""
+    if not isinstance(value, list) or not value:
+        raise BadRow("no box", repr(value)[:80])
+    for box in value:
+        if not isinstance(box, list) or len(box) != 4:
+            raise BadRow("a box is not four numbers", repr(box)[:80])
+        if not all(type(number) in (int, float) and math.isfinite(number) for number in box):
+            raise BadRow("a box is not four numbers", repr(box)[:80])
+    if all(abs(number) <= 1 for box in value for number in box):
+        raise BadRow("boxes are normalised, pixels are expected", repr(value)[:80])
+    return tuple((box[0], box[1], box[2], box[3]) for box in value)
+
+
+def image_size(row: Any) -> tuple[int, int]:
+    """`(width, height)` that a row states; BadRow "no size" where they are not whole numbers of pixels."""
+    width, height = row["width"], row["height"]
+    if type(width) is not int or type(height) is not int or width < 1 or height < 1:
+        raise BadRow("no size", f"{width!r} x {height!r}")
+    return width, height
+
+
+SPLITS = {"train": "train", "val": "val", "dev": "val", "test": "test"}
+"""What published files call their splits, and what samples do."""
+
+
+def split_of(value: Any) -> str:
+    """The split that a row states; BadRow where it is none of `SPLITS`."""
+    if not isinstance(value, str) or value not in SPLITS:
+        raise BadRow("unknown split", repr(value)[:80])
+    return SPLITS[value]
+
+
+def split_of_file(file: Path, split: str | None) -> str:
+    """`split`, or the one that a file is named for: `instances_val2017.json`, `dev.jsonl`.
+
+    Raises:
+        ValueError: it is unknown, or the file's name tells none.
+    """
+    named = [split] if split is not None else [word for word in re.findall("[a-z]+", file.stem) if word in SPLITS]
+    if len(named) != 1 or named[0] not in SPLITS:
+        raise ValueError(f"{file}: which split is it? Give split: {', '.join(SPLITS)}")
+    return SPLITS[named[0]]
+
+
+def unique_ids(found: Iterable[Annotation | Rejected]) -> Iterator[Annotation | Rejected]:
+    """The same, with `-2`, `-3`, ... after an id that a file publishes again."""
+    seen: set[str] = set()
+    for one in found:
+        if isinstance(one, Annotation):
+            published, times = one.id, 1
+            while one.id in seen:
+                times += 1
+                one = replace(one, id=f"{published}-{times}")
+            seen.add(one.id)
+        yield one
