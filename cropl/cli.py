@@ -36,6 +36,7 @@ _NOT_FOR_USERS = (
 COMMANDS = {
     "evaluate": "answer a benchmark with several pruning methods and compare them",
     "ask": "ask one question about one image",
+    "shards": "build, verify and inspect shards of training and test data",
     "quickstart": "the whole path on the built-in testbed, in a few minutes",
     "ls": "list the built-in recipes",
     "show": "print a recipe",

@@ -36,7 +36,8 @@ class Stages:
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=self.console,
             )  # fmt: skip
         self._task: TaskID | None = None
-        self._name, self._total, self._done, self._began, self._said = "", 0, 0, 0.0, 0.0
+        self._name, self._done, self._began, self._said = "", 0, 0.0, 0.0
+        self._total: int | None = None
 
     def __enter__(self) -> Stages:
         if self._bar is not None:
@@ -49,8 +50,8 @@ class Stages:
         if self._bar is not None:
             self._bar.stop()
 
-    def stage(self, name: str, total: int) -> None:
-        """Begin a stage of `total` questions."""
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Begin a stage of `total` items, or of a number that nobody knows."""
         self._name, self._total, self._done = name, total, 0
         self._began = self._said = time.perf_counter()
         if self._bar is not None:
@@ -60,12 +61,21 @@ class Stages:
         """`count` more are done; `detail` says what is being worked on."""
         self._done += count
         if self._bar is not None and self._task is not None:
-            text = f"{self._name} [dim]{detail[:24]}[/]" if detail and self._done < self._total else self._name
+            text = f"{self._name} [dim]{detail[:24]}[/]" if detail and self._done != self._total else self._name
             self._bar.update(self._task, advance=count, description=text)
             return
         now = time.perf_counter()
         if now - self._said >= self.every or self._done == self._total:
-            left = (now - self._began) * (self._total - self._done) / max(self._done, 1)
-            note = f", about {left:.0f} s left" if self._done < self._total else f" in {now - self._began:.0f} s"
-            self.console.print(f"{self._name}: {self._done} of {self._total}{note}", soft_wrap=True, highlight=False)
+            self._say(now - self._began)
             self._said = now
+
+    def _say(self, seconds: float) -> None:
+        """A plain line."""
+        if self._total is None:
+            text = f"{self._name}: {self._done}"
+        elif self._done < self._total:
+            left = seconds * (self._total - self._done) / max(self._done, 1)
+            text = f"{self._name}: {self._done} of {self._total}, about {left:.0f} s left"
+        else:
+            text = f"{self._name}: {self._done} of {self._total} in {seconds:.0f} s"
+        self.console.print(text, soft_wrap=True, highlight=False)

@@ -1,0 +1,131 @@
+"""From an annotation to a sample: its image, checked against what the row says, and the grid label of its boxes."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, ImageDraw
+
+from cropl.data.images import ImageError, image_size, load_image, shrink
+from cropl.data.readers.base import Annotation, BadRow
+from cropl.data.sample import Box, Sample
+from cropl.data.selection import Candidate
+from cropl.grid import Region
+
+PLACEHOLDER_SIZE = (640, 480)
+"""Size of a placeholder where nothing tells that of the image."""
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """How samples are made.
+
+    Attributes:
+        placeholder: paint a picture of the right size with the boxes drawn, instead of reading images.
+        resize: longest side in pixels; larger images are shrunk and encoded again (JPEG, quality 95), boxes with them.
+            None copies every image byte for byte.
+    """
+
+    placeholder: bool = False
+    resize: int | None = None
+
+    def sample(self, candidate: Candidate, repairs: Counter[str]) -> Sample:
+        """The sample of a candidate; what had to be mended in its boxes is counted in `repairs`.
+
+        Raises:
+            BadRow: its image is missing, unusable or of another size than stated, or no box lies inside it.
+        """
+        row = candidate.annotation
+        image: Image.Image | bytes | Path | None
+        if row.image is None:
+            if row.boxes:
+                raise BadRow("boxes without an image")
+            image, size = None, (0, 0)
+        elif self.placeholder:
+            size = row.size or row.likely_size or PLACEHOLDER_SIZE
+            image = placeholder(size, row.boxes)
+        else:
+            image = image_path(candidate)
+            try:
+                size = image_size(image)
+            except ImageError as error:
+                raise BadRow(
+                    "the image is missing" if not image.exists() else "the image cannot be used", error
+                ) from None
+            if row.size is not None and size != row.size:
+                stated = f"{row.size[0]}x{row.size[1]}"
+                raise BadRow("the image has another size than stated", f"{size[0]}x{size[1]}, not {stated}: {image}")
+        boxes = list(row.boxes)
+        region = _region(row, size, repairs)
+        if self.resize is not None and isinstance(image, Path) and max(size) > self.resize:
+            image, size, boxes = _shrunk(image, size, boxes, self.resize)
+        return Sample(
+            key=candidate.key,
+            question=row.question,
+            answers=list(row.answers),
+            boxes=boxes,
+            width=size[0],
+            height=size[1],
+            region=region,
+            kind=row.kind,
+            source=row.source,
+            split=row.split,
+            image=image,
+            id=row.id,
+            prompt=row.prompt,
+            followups=list(row.followups),
+        )
+
+
+def image_path(candidate: Candidate) -> Path:
+    """The file of a candidate's image; BadRow if its path leaves the folder of the images."""
+    named = candidate.annotation.image
+    assert named is not None and candidate.images is not None
+    path = PurePosixPath(named)
+    if path.is_absolute() or ".." in path.parts or "\0" in named:
+        raise BadRow("the image path leaves the folder", repr(named)[:120])
+    return candidate.images / path
+
+
+def placeholder(size: tuple[int, int], boxes: tuple[Box, ...]) -> Image.Image:
+    """A grey picture of `size` with every box outlined in red."""
+    picture = Image.new("RGB", size, (200, 203, 208))
+    pen = ImageDraw.Draw(picture)
+    for x0, y0, x1, y1 in boxes:
+        corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
+        pen.rectangle(corners, outline=(210, 40, 40), width=max(1, max(size) // 200))
+    return picture
+
+
+def _region(row: Annotation, size: tuple[int, int], repairs: Counter[str]) -> Region:
+    if not row.boxes:
+        return Region.full()
+    width, height = size
+    for x0, y0, x1, y1 in row.boxes:
+        if x0 > x1 or y0 > y1:
+            repairs["a box with reversed corners was turned"] += 1
+        left, right, top, bottom = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+        if left >= min(right, width) or top >= min(bottom, height) or right <= 0 or bottom <= 0:
+            repairs["a box without area in the image was left out"] += 1
+        elif left < 0 or top < 0 or right > width or bottom > height:
+            repairs["a box was clipped to the image"] += 1
+    try:
+        return Region.from_boxes(row.boxes, width, height)
+    except ValueError as error:
+        raise BadRow("no box has an area inside the image", error) from None
+
+
+def _shrunk(
+    path: Path, size: tuple[int, int], boxes: list[Box], longest: int
+) -> tuple[bytes, tuple[int, int], list[Box]]:
+    try:
+        picture = shrink(load_image(path), longest)
+    except ImageError as error:
+        raise BadRow("the image cannot be used", error) from None
+    x, y = picture.width / size[0], picture.height / size[1]
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=95)
+    return buffer.getvalue(), picture.size, [(x0 * x, y0 * y, x1 * x, y1 * y) for x0, y0, x1, y1 in boxes]
