@@ -1,8 +1,10 @@
-"""The position in the stream, as a callback: counts what was trained on, and fits Lightning's own counters to it.
+"""The position in the stream, as a callback: counts what was trained on, and sets Lightning's own counters to it.
 
-Lightning counts micro-batches of an epoch. Their number per optimizer step may change when a run is continued (another
-number of processes), and a checkpoint may be written inside a step, whose gradients it does not hold: then the step is
-done again from its start. Both are put right in the checkpoint before Lightning reads its counters.
+Lightning counts micro-batches and epochs by itself, and its counters alone do not bring a run back to its place. The
+number of micro-batches per optimizer step changes with the number of processes. A checkpoint may be written inside a
+step, whose gradients it does not hold (`ModelCheckpoint` does so right after a resume): the step must then be done again
+from its start. And an epoch that began by resuming at the end of the one before is never counted as begun. So the
+counters of a checkpoint are worked out anew from the position before Lightning reads them.
 """
 
 from __future__ import annotations
@@ -11,16 +13,24 @@ from typing import Any, Protocol
 
 import lightning as L
 
-_COUNTS = ("ready", "started", "processed", "completed")
-
 
 class Positioned(Protocol):
     """A data module that keeps a position."""
 
     restored_from: int | None
     """Micro-steps per optimizer step of the run that saved the position; None if none was restored."""
-    micro_steps: int
-    """Micro-steps per optimizer step of this run."""
+
+    @property
+    def steps_done(self) -> int:
+        """Optimizer steps since the start of the training."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch."""
+
+    @property
+    def micro_steps(self) -> int:
+        """Micro-steps per optimizer step of this run."""
 
     def advance(self) -> None:
         """One micro-step further, on all processes."""
@@ -44,40 +54,49 @@ class StreamPosition(L.Callback):
         """Set Lightning's counters to the position.
 
         Raises:
-            ValueError: the checkpoint has no position of this data module.
+            ValueError: the checkpoint has no position of this data module, or its epochs cannot be matched.
         """
         if self.data.restored_from is None:
             raise ValueError(
                 f"the checkpoint holds no position of a {type(self.data).__name__}: it was written with other data. "
                 "To start a new run from its weights, export them and give them as the module's checkpoint"
             )
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        progress.update(rescaled(progress, self.data.restored_from, self.data.micro_steps))
+        if trainer.limit_train_batches not in (None, 1.0):
+            raise ValueError("a run cannot be continued with limit_train_batches: its epochs are not the stream's")
+        set_counters(
+            checkpoint["loops"]["fit_loop"],
+            self.data.steps_done,
+            self.data.steps_per_epoch,
+            self.data.restored_from,
+            self.data.micro_steps,
+        )
 
 
-def rescaled(progress: dict[str, Any], old: int, new: int) -> dict[str, Any]:
-    """Lightning's batch progress with `new` micro-batches per optimizer step instead of `old`.
+def set_counters(loops: dict[str, Any], steps: int, per_epoch: int, old_micro: int, micro: int) -> None:
+    """Set the counters of a saved fit loop to a number of optimizer steps.
 
-    A progress inside a step goes back to the start of that step.
+    Args:
+        loops: the state of Lightning's fit loop, changed in place.
+        steps: optimizer steps that were done.
+        per_epoch: optimizer steps of an epoch.
+        old_micro: micro-batches per step when the state was saved.
+        micro: micro-batches per step from now on.
     """
-    current = progress["current"]
-    inside = old > 1 and (current["processed"] % old != 0 or current["ready"] != current["processed"])
-    if inside:
-        counters = {
-            name: dict.fromkeys(_COUNTS, counts["processed"] // old * new)
-            for name, counts in progress.items()
-            if name in ("total", "current")
-        }
-        return {**counters, "is_last_batch": False}
-    if old == new:
-        return progress
-    return {
-        name: {
-            **{count: counts[count] // old * new for count in _COUNTS[:3]},
-            # a checkpoint written in `on_train_batch_end` has not counted its own batch as completed yet
-            "completed": counts["processed"] // old * new - (counts["processed"] - counts["completed"]),
-        }
-        if name in ("total", "current")
-        else counts
-        for name, counts in progress.items()
-    }
+    batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
+    saved = batches["current"]
+    inside = saved["processed"] % old_micro != 0 or saved["ready"] != saved["processed"]
+    done, rest = divmod(steps, per_epoch)
+    ended = rest == 0 and batches["is_last_batch"] and not inside
+    # A batch is completed after the callbacks of its end: that is the state in which a step's checkpoint is written.
+    lag = saved["processed"] - saved["completed"] if ended else 1
+    for name, count in (("current", per_epoch if ended else rest), ("total", steps)):
+        reached = count * micro
+        batches[name].update(ready=reached, started=reached, processed=reached, completed=reached - lag)
+    begun = done if ended else done + 1
+    for name in ("current", "total"):
+        epochs[name].update(ready=begun, started=begun)
+        if not ended:
+            epochs[name].update(processed=done, completed=done)
+    if not ended:
+        batches["is_last_batch"] = False
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] = steps - 1

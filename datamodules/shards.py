@@ -37,7 +37,11 @@ class ShardsDataModule(L.LightningDataModule):
         seed: of the training order.
         collate: makes a batch of a list of `Sample`. None takes the `collate` of the module that is trained or tested,
             and leaves the list where it has none.
-        verify: how shards are compared with their manifest before the first step: `size`, `full` or `off`.
+        verify: how shards are compared with their manifest before the first step: `once` hashes every byte, but only
+            if they were not found sound before and left untouched; `full` always does, `size` and `off` never.
+        cache: where shards of an `https` address are kept; None is `$CROPL_CACHE` or `~/.cache/cropl`.
+        decode_side: large JPEGs are decoded at a fraction as long as both sides keep this many pixels; give at least
+            the model's input size. None decodes them whole.
         max_bad: share of an epoch's samples that may be left out because they cannot be decoded.
 
     Raises:
@@ -57,7 +61,9 @@ class ShardsDataModule(L.LightningDataModule):
         start_method: StartMethod = "forkserver",
         seed: int = 0,
         collate: Collate | None = None,
-        verify: Verify = "size",
+        verify: Verify = "once",
+        cache: str | None = None,
+        decode_side: int | None = None,
         max_bad: float = 0.01,
     ) -> None:
         super().__init__()
@@ -65,25 +71,34 @@ class ShardsDataModule(L.LightningDataModule):
         self.global_batch, self.micro_batch, self.eval_batch = global_batch, micro_batch, eval_batch
         self.weights, self.seed, self.collate = dict(weights or {}), seed, collate
         self.num_workers, self.start_method = num_workers, start_method
-        self.verify, self.max_bad = verify, max_bad
+        self.verify, self.cache, self.decode_side, self.max_bad = verify, cache, decode_side, max_bad
         self.micro_done = 0
         self.restored_from: int | None = None
         self.readers: dict[str, ShardReader] = {}
 
+    def prepare_data(self) -> None:
+        """Verify the shards in one process of each machine, so that the others find it done."""
+        if self.verify == "once" and self.trainer is not None and self.trainer.state.fn is not None:
+            self._open({"fit": "fit", "validate": "validate", "test": "test"}.get(self.trainer.state.fn, "predict"))
+
     def setup(self, stage: str) -> None:
         """Open and check the shards that `stage` needs; for training, make the plan and start counting."""
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
-        for split in needed:
-            folder = self.folders[split]
-            if folder is None and (split, stage) != ("val", "fit"):
-                raise ValueError(f"data.{split}_dir is missing: `{stage}` needs a folder of shards")
-            if folder is not None and split not in self.readers:
-                self.readers[split] = ShardReader(folder, self.verify)
-                self.check(split, self.readers[split])
+        self._open(stage)
         if stage == "fit":
             self.plan = Plan(self.readers["train"], self.global_batch, self.seed, self.weights)
             self._share()
             self._follow()
+
+    def _open(self, stage: str) -> None:
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}[stage]
+        for split in needed:
+            folder = self.folders[split]
+            if not folder and (split, stage) != ("val", "fit"):
+                raise ValueError(f"data.{split}_dir is missing: `{stage}` needs a folder of shards")
+            if folder and split not in self.readers:
+                reader = ShardReader(folder, self.verify, self.cache, self.decode_side)
+                self.check(split, reader)
+                self.readers[split] = reader
 
     def check(self, split: str, reader: ShardReader) -> None:
         """Refuse shards that hold something else than this data module is for; any will do here."""
@@ -94,9 +109,19 @@ class ShardsDataModule(L.LightningDataModule):
         return self.global_batch // (self._share() * self._place()[1])
 
     @property
+    def steps_done(self) -> int:
+        """Whole optimizer steps since the start of the training."""
+        return self.micro_done // self.micro_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """T: optimizer steps of an epoch."""
+        return len(self.plan)
+
+    @property
     def consumed(self) -> int:
-        """Samples trained on, over all processes: whole optimizer steps."""
-        return self.micro_done // self.micro_steps * self.global_batch
+        """Samples trained on, over all processes, in whole optimizer steps: the position."""
+        return self.steps_done * self.global_batch
 
     def advance(self) -> None:
         """One micro-step further."""
@@ -187,7 +212,7 @@ class ShardsDataModule(L.LightningDataModule):
             callbacks.insert(0, StreamPosition(self))
 
     def _train_stream(self) -> SampleStream:
-        epoch, start = divmod(self.micro_done // self.micro_steps, len(self.plan))
+        epoch, start = divmod(self.steps_done, len(self.plan))
         rank, world = self._place()
         batches = self.plan.epoch(epoch)[start:]
         mine = self.plan.deal(batches, world, self._share())[:, :, rank].reshape(-1, self._share())

@@ -7,11 +7,12 @@ from typing import Any
 
 import lightning as L
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from cropl.grid import GRID, Region
+from cropl.drawing import PREDICTED, TRUE, contact_sheet, draw_regions
+from cropl.grid import Region
 
-_TRUE, _PREDICTED = (30, 160, 80), (225, 60, 50)
+_LEGEND = {"true region": TRUE, "predicted region": PREDICTED}
 
 
 class RegionOverlays(L.Callback):
@@ -42,12 +43,13 @@ class RegionOverlays(L.Callback):
             for row in rows:
                 region = next(predicted, None)
                 if region is not None and len(self._drawn) < self.count:
-                    self._drawn.append(draw_regions(picture(), row["question"], Region(*row["region"]), region))
+                    regions = [(Region(*row["region"]), TRUE), (region, PREDICTED)]
+                    self._drawn.append(draw_regions(picture(), row["question"], regions))
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self._drawn or trainer.sanity_checking:
             return
-        sheet = contact_sheet(self._drawn)
+        sheet = contact_sheet(self._drawn, _LEGEND)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "regions"
         folder.mkdir(parents=True, exist_ok=True)
         sheet.save(folder / f"step-{trainer.global_step:06d}.png")
@@ -61,43 +63,3 @@ class RegionOverlays(L.Callback):
                     trainer.global_step,
                     dataformats="HWC",
                 )
-
-
-def draw_regions(
-    picture: Image.Image, question: str, truth: Region, predicted: Region, width: int = 320
-) -> Image.Image:
-    """The picture with its 8 x 8 grid, the true region in green, the predicted one in red, the question beneath."""
-    height = round(width * picture.height / picture.width)
-    tile = Image.new("RGB", (width, height + 30), "white")
-    tile.paste(picture.resize((width, height)), (0, 0))
-    draw = ImageDraw.Draw(tile)
-    for i in range(1, GRID):
-        draw.line([(i * width / GRID, 0), (i * width / GRID, height)], fill=(255, 255, 255), width=1)
-        draw.line([(0, i * height / GRID), (width, i * height / GRID)], fill=(255, 255, 255), width=1)
-    for region, color, inset in ((truth, _TRUE, 1), (predicted, _PREDICTED, 5)):
-        x0, y0, x1, y1 = region.edges()
-        box = (
-            x0 * width / GRID + inset,
-            y0 * height / GRID + inset,
-            x1 * width / GRID - inset,
-            y1 * height / GRID - inset,
-        )
-        draw.rectangle(box, outline=color, width=4)
-    draw.text((6, height + 8), question, fill=(20, 20, 20))
-    return tile
-
-
-def contact_sheet(tiles: list[Image.Image], columns: int = 4, gap: int = 10) -> Image.Image:
-    """Tiles of one width in rows, on white."""
-    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
-    width = max(sum(t.width + gap for t in row) for row in rows) + gap
-    height = sum(max(t.height for t in row) + gap for row in rows) + gap
-    sheet = Image.new("RGB", (width, height), "white")
-    y = gap
-    for row in rows:
-        x = gap
-        for tile in row:
-            sheet.paste(tile, (x, y))
-            x += tile.width + gap
-        y += max(t.height for t in row) + gap
-    return sheet

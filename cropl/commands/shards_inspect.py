@@ -33,6 +33,8 @@ def run(args: Sequence[str]) -> int:
         return 0
     if not 1 <= given.count <= MAX_TILES:
         raise UsageError(f"--count {given.count}: must be 1 to {MAX_TILES}")
+    if given.out is None and "://" in given.folders[0]:
+        raise UsageError("--out is needed: shards at an address have no folder beside them")
     from rich.console import Console
 
     from cropl.data.shards import ShardReader

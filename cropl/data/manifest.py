@@ -11,25 +11,34 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
+
+from cropl.data.images import EXTENSIONS
+from cropl.data.stamp import is_stamped, put_stamp
 
 SCHEMA = 2
 NAME = "manifest.json"
 
-KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
-"""What a sample key may be: a dot would end it for a WebDataset reader, a slash make it a path."""
+KEY = re.compile(r"[A-Za-z0-9_-]{1,95}")
+"""What a sample key may be: a dot would end it for a WebDataset reader, a slash make it a path, and with its extension
+it fits a plain tar header, which holds 100 characters."""
 
 MAX_MEMBER_BYTES = 1 << 28
 
 _FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
 
-Verify = Literal["off", "size", "full"]
+Verify = Literal["off", "size", "once", "full"]
 
 
 class ShardError(ValueError):
     """Shards or a manifest that can not be used; the message names the file and the remedy."""
+
+
+class SampleError(ShardError):
+    """One sample of a sound shard that can not be used; the message names both."""
 
 
 class Entry(NamedTuple):
@@ -117,7 +126,7 @@ class Manifest:
         """Check the content of a manifest file; errors call it `path`."""
         try:
             record = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ShardError(f"{path}: not a manifest ({error})") from None
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             schema = record.get("schema") if isinstance(record, dict) else None
@@ -125,8 +134,10 @@ class Manifest:
         try:
             sources = [str(source) for source in record["sources"]]
             manifest = cls(tuple(_shard(shard, sources) for shard in record["shards"]))
+            if not manifest.shards:
+                raise ValueError("it names no shard")
             manifest._check_names()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ShardError(f"{path}: damaged manifest ({error})") from None
         if record.get("fingerprint") != manifest.fingerprint or record.get("samples") != len(manifest):
             raise ShardError(
@@ -135,24 +146,39 @@ class Manifest:
         return manifest
 
     def verify(self, folder: str | Path, level: Verify = "size") -> None:
-        """Compare the shards with the manifest: `size` reads no data, `full` hashes every byte.
+        """Compare the shards with the manifest.
+
+        Args:
+            folder: where they lie.
+            level: `size` reads no data, `full` hashes every byte, `once` does so unless these files were found sound
+                before and have not been touched since, `off` trusts them.
 
         Raises:
             ShardError: a shard is missing, truncated or changed, or the level is unknown.
         """
-        if level not in ("off", "size", "full"):
-            raise ShardError(f"verify {level!r}: must be 'off', 'size' or 'full'")
-        for shard in self.shards if level != "off" else ():
-            path = Path(folder) / shard.file
+        if level not in get_args(Verify):
+            raise ShardError(f"verify {level!r}: must be one of {', '.join(get_args(Verify))}")
+        if level == "off":
+            return
+        paths = [Path(folder) / shard.file for shard in self.shards]
+        for shard, path in zip(self.shards, paths):
             if not path.is_file():
                 raise ShardError(f"{path}: the shard is missing; restore it or build the shards again")
             if path.stat().st_size != shard.bytes:
                 raise ShardError(
-                    f"{path}: {path.stat().st_size} bytes, the manifest says {shard.bytes}; "
-                    "the shard is truncated or was replaced"
+                    f"{path}: {path.stat().st_size:,} bytes, the manifest says {shard.bytes:,}; the shard is truncated "
+                    "or was replaced (`cropl shards verify` says more)"
                 )
-            if level == "full" and sha256_of(path) != shard.sha256:
-                raise ShardError(f"{path}: its SHA-256 differs from the manifest's; the shard is damaged")
+        names = [shard.file for shard in self.shards]
+        if level == "full" or (level == "once" and not is_stamped(folder, self.fingerprint, names)):
+            with ThreadPoolExecutor() as pool:  # hashing leaves the interpreter free
+                for shard, path, digest in zip(self.shards, paths, pool.map(sha256_of, paths)):
+                    if digest != shard.sha256:
+                        raise ShardError(
+                            f"{path}: its SHA-256 differs from the manifest's; the shard is damaged "
+                            "(`cropl shards verify` says more)"
+                        )
+            put_stamp(folder, self.fingerprint, names)
 
     def _check_names(self) -> None:
         files = [shard.file for shard in self.shards]
@@ -179,12 +205,21 @@ def _shard(record: Mapping[str, Any], sources: Sequence[str]) -> Shard:
     file = record["file"]
     if not isinstance(file, str) or not _FILE.fullmatch(file):
         raise ValueError(f"shard name {file!r}")  # a path could lead out of the folder
-    entries = tuple(Entry(row[0], sources[row[1]], *row[2:]) for row in record["index"])
+    if type(record["bytes"]) is not int or not isinstance(record["sha256"], str):
+        raise ValueError(f"{file}: size {record['bytes']!r}, SHA-256 {record['sha256']!r}")
+    rows = record["index"]
+    if not rows or not all(type(row[1]) is int and 0 <= row[1] < len(sources) for row in rows):
+        raise ValueError(f"{file}: no samples, or an unknown source")
+    entries = tuple(Entry(row[0], sources[row[1]], *row[2:]) for row in rows)
     for entry in entries:
         if not isinstance(entry.key, str) or not KEY.fullmatch(entry.key):
             raise ValueError(f"{file}: bad sample key {entry.key!r}")
-        if not all(type(number) is int and number >= 0 for number in entry[3:]):
+        if not all(type(number) is int and 0 <= number < 1 << 60 for number in entry[3:]):
             raise ValueError(f"{file}: bad index entry {entry.key!r}")
+        if entry.extension not in ("", "jpeg", *EXTENSIONS.values()):
+            raise ValueError(f"{file}: index entry {entry.key!r} names an image {entry.extension!r}")
+        if any(bool(number) != bool(entry.extension) for number in (entry.image_bytes, entry.width, entry.height)):
+            raise ValueError(f"{file}: index entry {entry.key!r} has half an image")
         if max(entry.image_bytes, entry.json_bytes) > MAX_MEMBER_BYTES:
             raise ValueError(f"{file}: index entry {entry.key!r} claims more than {MAX_MEMBER_BYTES} bytes")
         if max(entry.image_offset + entry.image_bytes, entry.json_offset + entry.json_bytes) > record["bytes"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -119,6 +120,8 @@ class DataRecipe:
         for name in ("shuffle", "placeholder"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"data recipe: {name} {getattr(self, name)!r} must be true or false")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", self.start_of_keys):
+            raise UsageError(f"data recipe: prefix {self.prefix!r} must be 1 to 40 letters, digits, '_' and '-'")
         if not isinstance(self.sources, list):
             raise UsageError("data recipe: sources must be a list of readers")
         for name, cap in self.caps.items():

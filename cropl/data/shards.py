@@ -17,10 +17,14 @@ import numpy as np
 from PIL import Image
 
 from cropl.data.images import EXTENSIONS, load_image
-from cropl.data.manifest import Manifest, Shard, ShardError, Verify, joint_fingerprint
+from cropl.data.manifest import Manifest, SampleError, Shard, ShardError, Verify, joint_fingerprint
+from cropl.data.remote import open_remote, without_secrets
 from cropl.data.sample import Sample
 
 # N samples of all folders, K shards of all folders
+
+MAX_OPEN = 64
+"""Shards that a process holds open at a time: systems allow some thousand files, and a set may have more shards."""
 
 
 class ShardFolder(Protocol):
@@ -36,6 +40,9 @@ class LocalFolder:
 
     folder: Path
 
+    def __str__(self) -> str:
+        return str(self.folder)
+
     def path(self, shard: Shard) -> Path:
         return self.folder / shard.file
 
@@ -46,8 +53,13 @@ class ShardReader:
     Safe to hand to worker processes of any start method: files are opened on first use, per process.
 
     Args:
-        folders: a local folder with `manifest.json`, or several.
-        verify: how the shards are compared with the manifest now: `size` (default), `full` or `off`.
+        folders: a local folder with `manifest.json` or an `https` address of one, or several.
+        verify: how the shards are compared with the manifest now: `size` (default), `full` or `off`. Those at an
+            address are hashed when they are fetched.
+        cache: where fetched shards are kept, see `cropl.data.remote.open_remote`.
+        decode_side: large JPEGs are decoded at a half, a quarter or an eighth as long as both sides keep this many
+            pixels, which is several times as fast; a sample's `picture` is then smaller than its `width` x `height`.
+            None decodes them whole.
 
     Attributes:
         fingerprint: identifies the data, all folders together.
@@ -57,21 +69,28 @@ class ShardReader:
         size_K: samples of each shard.
 
     Raises:
-        ShardError: as for `Manifest.read` and `Manifest.verify`; a key that two folders share; also for anything that
-            looks like a URL or a command.
+        ShardError: as for `Manifest.read` and `Manifest.verify`; a key that two folders share; also for
+            addresses that are not `https`, and for commands.
     """
 
-    def __init__(self, folders: str | Path | Sequence[str | Path], verify: Verify = "size") -> None:
+    def __init__(
+        self,
+        folders: str | Path | Sequence[str | Path],
+        verify: Verify = "size",
+        cache: str | Path | None = None,
+        decode_side: int | None = None,
+    ) -> None:
         names = [folders] if isinstance(folders, str | Path) else list(folders)
         if not names:
             raise ShardError("no folder of shards is given")
-        opened = [open_folder(name, verify) for name in names]
+        opened = [open_folder(name, verify, cache) for name in names]
         shards = [(folder, shard) for folder, manifest in opened for shard in manifest.shards]
         entries = [entry for _, shard in shards for entry in shard.entries]
         self.fingerprint = joint_fingerprint([manifest for _, manifest in opened])
         self._key_N = np.array([entry.key.encode() for entry in entries])
         if len(np.unique(self._key_N)) < len(entries):
-            raise ShardError(f"{' and '.join(map(str, names))} share sample keys; build them with different prefixes")
+            places = " and ".join(str(folder) for folder, _ in opened)
+            raise ShardError(f"{places} share sample keys; build them with different prefixes")
         self.sources = sorted({entry.source for entry in entries})
         number = {source: i for i, source in enumerate(self.sources)}
         self.source_N = np.array([number[entry.source] for entry in entries], dtype=np.int64)
@@ -81,7 +100,8 @@ class ShardReader:
         self.size_K = np.array([len(shard.entries) for _, shard in shards])
         self._end_K = self.size_K.cumsum()
         self._shards = [(folder, replace(shard, entries=())) for folder, shard in shards]
-        self._files: dict[int, int] = {}
+        self.decode_side = decode_side
+        self._files: dict[int, tuple[int, Path]] = {}
 
     def __len__(self) -> int:
         return len(self.source_N)
@@ -110,16 +130,23 @@ class ShardReader:
         """The decoded sample, its image as displayed.
 
         Raises:
-            ShardError: the record or the image is damaged; the message names shard and sample.
+            SampleError: the record or the image is damaged; the message names shard and sample.
+        ShardError: the shard cannot be read.
         """
         return self._sample(index, decode=True)
 
+    def encoded(self, index: int) -> Sample:
+        """The sample with its image as encoded bytes. Raises as `reader[index]` does, but looks at no pixel."""
+        return self._sample(index, decode=False)
+
     def _opened(self, shard: int) -> tuple[int, Path]:
-        folder, entry = self._shards[shard]
-        path = folder.path(entry)
         if shard not in self._files:
-            self._files[shard] = os.open(path, os.O_RDONLY)
-        return self._files[shard], path
+            if len(self._files) >= MAX_OPEN:  # the one that was opened first is the least likely to be read again
+                os.close(self._files.pop(next(iter(self._files)))[0])
+            folder, entry = self._shards[shard]
+            path = folder.path(entry)
+            self._files[shard] = os.open(path, os.O_RDONLY), path
+        return self._files[shard]
 
     def _sample(self, index: int, decode: bool) -> Sample:
         if not 0 <= index < len(self):
@@ -129,24 +156,45 @@ class ShardReader:
         image: Any = next((value for name, value in raw.items() if name in (*EXTENSIONS.values(), "jpeg")), None)
         try:
             if image is not None and decode:
-                image = load_image(image, "in the shard")
+                side = self.decode_side
+                image = load_image(image, "in the shard", at_least=(side, side) if side else None)
             sample = Sample.from_json(json.loads(raw["json"]), image)
-        except ValueError as error:
-            raise ShardError(f"{where}: {error}") from None
+        except (ValueError, ArithmeticError, RecursionError) as error:  # a hostile record: endless numbers, or nesting
+            raise SampleError(f"{where}: {error}") from None
         listed = (int(self.width_N[index]), int(self.height_N[index]))
-        shown = image.size if isinstance(image, Image.Image) else listed
-        if sample.key != key or not shown == listed == (sample.width, sample.height):
-            raise ShardError(f"{where}: record and image do not belong together; the shard is damaged")
+        whole = isinstance(image, Image.Image) and self.decode_side is None
+        if sample.key != key or not (image.size if whole else listed) == listed == (sample.width, sample.height):
+            raise SampleError(f"{where}: record and image do not belong together; the shard is damaged")
         return sample
 
 
-def open_folder(name: str | Path, verify: Verify = "size") -> tuple[ShardFolder, Manifest]:
-    """The folder of shards at a path, and its manifest."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", str(name)) and not Path(name).is_dir():
-        raise ShardError(f"{name}: shards are read from a local folder, not from a URL or a command")
-    manifest = Manifest.read(name)
-    manifest.verify(name, verify)
-    return LocalFolder(Path(name)), manifest
+def open_folder(
+    name: str | Path, verify: Verify = "size", cache: str | Path | None = None
+) -> tuple[ShardFolder, Manifest]:
+    """The folder of shards at a path or an `https` address, and its manifest; `cache` keeps what is fetched.
+
+    Raises:
+        ShardError: as for `Manifest.read` and `Manifest.verify`, or `open_remote`; any other address, or a command.
+    """
+    address = str(name)
+    if address.lower().startswith("https://"):
+        return open_remote(address, verify, cache)
+    scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", address)
+    if scheme is None or Path(name).is_dir():
+        manifest = Manifest.read(name)
+        manifest.verify(name, verify)
+        return LocalFolder(Path(name)), manifest
+    kind = scheme[0].lower()
+    if kind == "pipe:":
+        raise ShardError("pipe: commands are never run; give a local folder of shards or an https address")
+    remedy = {
+        "http:": "use https, which tells whether the shards arrive as they were sent",
+        "https:": "write https://host/folder/",
+        "file:": "give the path alone",
+    }.get(kind, "mount or download it first")
+    raise ShardError(
+        f"{without_secrets(address)}: no such local folder, and {kind} is no address to read shards from; {remedy}"
+    )
 
 
 def read_samples(folder: str | Path, count: int | None = None) -> list[Sample]:
@@ -156,4 +204,4 @@ def read_samples(folder: str | Path, count: int | None = None) -> list[Sample]:
         ShardError: as for `ShardReader`.
     """
     reader = ShardReader(folder)
-    return [reader._sample(index, decode=False) for index in range(min(len(reader), count or len(reader)))]
+    return [reader.encoded(index) for index in range(min(len(reader), count or len(reader)))]

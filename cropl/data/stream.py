@@ -16,7 +16,8 @@ from typing import Any, Literal
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from cropl.data.manifest import ShardError
+from cropl.data.manifest import SampleError, ShardError
+from cropl.data.parcel import pack, unpack
 from cropl.data.sample import Sample
 from cropl.data.shards import ShardReader
 
@@ -72,7 +73,7 @@ class SampleStream(IterableDataset[Delivery]):
             try:
                 sample = self.reader[index]
                 found.append(sample if valid else replace(sample, valid=False))
-            except ShardError as error:
+            except SampleError as error:
                 if not self.skip_bad:
                     raise
                 found.append(None)
@@ -121,10 +122,11 @@ class StreamLoader:
             batch_size=None,
             num_workers=self.num_workers,
             multiprocessing_context=self._context(),
-            collate_fn=_as_is,
+            collate_fn=pack if self.num_workers else _as_is,
         )
         skipped: list[str] = []
-        for delivery in loader:
+        for made in loader:
+            delivery: Delivery = unpack(made) if self.num_workers else made
             skipped += delivery.skipped
             self.skipped += len(delivery.skipped)
             if len(skipped) > self.max_skipped:

@@ -90,19 +90,18 @@ def _members(file: BinaryIO) -> Iterator[_Member]:
             raise ShardError(f"member {header.name!r} is {kind}; a shard holds plain files alone{remedy}")
         if not 0 <= header.size <= MAX_MEMBER_BYTES:
             raise ShardError(f"member {header.name!r} claims {header.size:,} bytes; {MAX_MEMBER_BYTES:,} are allowed")
-        start = offset + BLOCK
+        start, key = offset + BLOCK, header.name.partition(".")[0]
         if start + header.size > size:
             raise ShardError(
                 f"cut off inside {header.name!r}: {size - start:,} of its {header.size:,} bytes are there, and "
-                f"{_whole(keys)} before it"
+                f"{_whole([name for name in keys if name != key])} before it"
             )
         yield _Member(header.name, start, header.size)
-        key = header.name.partition(".")[0]
-        if keys[-1:] != [key]:
+        if key not in keys[-1:]:
             keys.append(key)
         offset = start + -(-header.size // BLOCK) * BLOCK
     if not keys:
-        raise ShardError("no sample: the file is nothing but zeros")
+        raise ShardError("no sample: the file begins with zeros; a copy or download failed: restore the shard")
     _check_end(file, offset, keys)
 
 
@@ -161,7 +160,9 @@ def _name(name: str) -> tuple[str, str]:
         raise ShardError(f"member {name!r} could run code or fill the memory when decoded; it is never decoded")
     if extension not in MEMBERS and suffixes[-1] in MEMBERS:
         reason = "a dot ends the key" if len(suffixes) > 1 else "extensions are in small letters"
-        raise ShardError(f"member {name!r}: for WebDataset its key is {key!r} and its extension {extension!r}; {reason}")
+        raise ShardError(
+            f"member {name!r}: for WebDataset its key is {key!r} and its extension {extension!r}; {reason}"
+        )
     if extension not in MEMBERS:
         raise ShardError(f"member {name!r}: only {', '.join(MEMBERS)} are read from a shard")
     if not KEY.fullmatch(key):

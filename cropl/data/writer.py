@@ -51,7 +51,7 @@ class ShardFile:
             ImageError: its image can not be used.
         """
         if not KEY.fullmatch(sample.key):
-            raise ShardError(f"sample key {sample.key!r}: use 1 to 100 letters, digits, '_' and '-'")
+            raise ShardError(f"sample key {sample.key!r}: use 1 to 95 letters, digits, '_' and '-'")
         if sample.key in self._facts:
             raise ShardError(f"sample key {sample.key!r} was already written; keys must be unique")
         members = _image(sample)

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.image_processing_backends import PilBackend
 
 from cropl.errors import one_line
 
@@ -32,10 +33,13 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
 
 
 def load_processor(name_or_path: str) -> Any:
-    """The processor of a checkpoint folder or hub name."""
-    return _guarded(
+    """The processor of a checkpoint folder or hub name, with the image processor of `load_image_processor`."""
+    processor = _guarded(
         name_or_path, "processor", lambda: AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
     )
+    # `AutoProcessor` would hand a backend to the tokenizer as well, which has others.
+    processor.image_processor = load_image_processor(name_or_path)
+    return processor
 
 
 def load_model(
@@ -140,9 +144,21 @@ def load_tokenizer(name_or_path: str) -> Any:
 
 
 def load_image_processor(name_or_path: str) -> Any:
-    """The image processor of a checkpoint folder or hub name (the PIL one: torchvision is not needed)."""
-    return _guarded(
-        name_or_path,
-        "image processor",
-        lambda: AutoImageProcessor.from_pretrained(name_or_path, trust_remote_code=False),
-    )
+    """The image processor of a checkpoint folder or hub name, always the PIL one.
+
+    `transformers` prefers torchvision's where that is installed, whose pixels differ: the same checkpoint would answer
+    differently on another machine.
+
+    Raises:
+        ModelLoadError: it cannot be read, or there is no PIL one for this checkpoint.
+    """
+
+    def load() -> Any:
+        found = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False)
+        if not isinstance(found, PilBackend):
+            raise ModelLoadError(
+                f"{name_or_path}: its image processor {type(found).__name__} has no PIL backend, the only one used"
+            )
+        return found
+
+    return _guarded(name_or_path, "image processor", load)

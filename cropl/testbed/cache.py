@@ -72,7 +72,7 @@ class SceneCache(Dataset[CachedScene]):
         self, checkpoint: str | Path, split: str, count: int, folder: str | Path = "runs/cache", start: int = 0
     ):
         config = AutoConfig.from_pretrained(checkpoint)
-        self.processor = AutoImageProcessor.from_pretrained(checkpoint)
+        self.processor = AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
         self.merge = getattr(config.vision_config, "spatial_merge_size", 1)
         self.patch = config.vision_config.patch_size
         asked = [

@@ -1,6 +1,7 @@
 """The sample record: a round trip, and every malformed field named."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,24 +23,52 @@ def sample() -> Sample:
         source="photos",
         split="test",
         image=b"jpeg",
+        id="q/1",
+        prompt="What is it? Answer in a word.",
+        followups=[("What colour?", "brown")],
     )
+
+
+def text_alone() -> Sample:
+    return replace(sample(), image=None, width=0, height=0, boxes=[], region=Region.full(), answers=[])
 
 
 def test_round_trip_through_json() -> None:
     record = json.loads(json.dumps(sample().to_json()))
     assert Sample.from_json(record, b"jpeg") == sample()
     assert Sample.from_json(record | {"thought": "ignored"}, b"jpeg") == sample()
+    assert record["schema"] == 2 and record["followups"] == [["What colour?", "brown"]]
+    record = json.loads(json.dumps(text_alone().to_json()))
+    assert Sample.from_json(record, None) == text_alone()
+
+
+def test_what_is_asked() -> None:
+    assert sample().asked == "What is it? Answer in a word."
+    assert sample().conversation == [("What is it? Answer in a word.", "a dog"), ("What colour?", "brown")]
+    assert replace(sample(), prompt="").asked == "What is it?"
+    with pytest.raises(ValueError, match="'a-1'.*no answer to train on"):
+        _ = text_alone().conversation
+    with pytest.raises(ValueError, match="'a-1'.*no image"):
+        text_alone().picture()
+
+
+def test_an_image_and_its_size_go_together() -> None:
+    with pytest.raises(ValueError, match="sample 'a-1': width must be 0 without an image, got 100"):
+        Sample.from_json(sample().to_json(), None)
+    with pytest.raises(ValueError, match="sample 'a-1': width must be a positive integer, got 0"):
+        Sample.from_json(text_alone().to_json(), b"jpeg")
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("schema", 2),
+        ("schema", 1),
+        ("schema", "2"),
         ("schema", None),
         ("key", ""),
         ("question", "  "),
         ("question", None),
-        ("answers", []),
+        ("answers", None),
         ("answers", "dog"),
         ("answers", [1]),
         ("boxes", [[1, 2, 3]]),
@@ -56,6 +85,12 @@ def test_round_trip_through_json() -> None:
         ("region", [float("nan"), 0, 1, 7]),
         ("region", "0123"),
         ("kind", None),
+        ("id", 7),
+        ("prompt", None),
+        ("followups", None),
+        ("followups", [["What?"]]),
+        ("followups", [["What?", 1]]),
+        ("followups", ["ab"]),
     ],
 )
 def test_malformed_fields_are_named(key: str, value: Any) -> None:

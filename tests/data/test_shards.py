@@ -4,8 +4,8 @@ import gzip
 import io
 import json
 import pickle
-import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,10 @@ from PIL import Image
 
 from cropl.data.images import ImageError, load_image
 from cropl.data.manifest import Manifest, ShardError
-from cropl.data.shards import ShardReader, ShardWriter, index_shard, read_samples
+from cropl.data.sample import Sample
+from cropl.data.shards import ShardReader, read_samples
+from cropl.data.writer import ShardWriter
+from cropl.grid import Region
 from tests.data.conftest import make_sample
 
 Write = Callable[..., Path]
@@ -46,8 +49,52 @@ def test_the_reader_returns_what_was_written(write_shards: Write) -> None:
     copy = pickle.loads(pickle.dumps(reader))
     assert copy[3].key == "s0003"
     manifest = Manifest.read(folder)
-    assert len(manifest) == 10 and manifest == reader.manifest
-    assert manifest.shards[0].entries[1].characters == len("Question 1?") + 1
+    assert len(manifest) == 10 and manifest.fingerprint == reader.fingerprint
+    entry = manifest.shards[0].entries[1]
+    assert (entry.source, entry.extension, entry.width, entry.height, entry.boxes) == ("numbers", "png", 8, 7, 1)
+    assert entry.characters == len("Question 1?") + 1
+    for listed, names in ((reader.width_N, "width"), (reader.characters_N, "characters"), (reader.boxes_N, "boxes")):
+        assert listed.tolist() == [getattr(entry, names) for shard in manifest.shards for entry in shard.entries]
+    assert reader.sources == ["numbers"] and reader.size_K.tolist() == [4, 4, 2]
+
+
+def text_alone(key: str = "text") -> Sample:
+    """A conversation without an image and without a published answer."""
+    sample = make_sample(0)
+    sample.key, sample.image, sample.width, sample.height, sample.boxes = key, None, 0, 0, []
+    sample.region, sample.source, sample.answers = Region.full(), "text", []
+    return sample
+
+
+def test_samples_without_an_image(tmp_path: Path) -> None:
+    told = replace(text_alone("b"), answers=["Yes."], followups=[("Why?", "So.")], prompt="Is it so? Explain.", id="7")
+    with ShardWriter(tmp_path / "out") as writer:
+        for sample in (text_alone("a"), make_sample(1), told):
+            writer.write(sample)
+    reader = ShardReader(tmp_path / "out", verify="full")
+    assert [reader[index].to_json() for index in (0, 2)] == [text_alone("a").to_json(), told.to_json()]
+    assert reader[0].image is None and set(reader.record(0)) == {"__key__", "__url__", "json"}
+    assert reader.width_N.tolist() == [0, 8, 0] and [reader.sources[i] for i in reader.source_N] == [
+        "text",
+        "numbers",
+        "text",
+    ]
+    assert reader.characters_N[2] == len("Is it so? Explain." + "Yes." + "Why?" + "So.")
+    with pytest.raises(ShardError, match="no image.*4x3"), ShardWriter(tmp_path / "size") as writer:
+        writer.write(replace(text_alone(), width=4, height=3))
+
+
+def test_several_folders_are_numbered_one_after_the_other(tmp_path: Path, write_shards: Write) -> None:
+    first = write_shards(5)
+    with ShardWriter(tmp_path / "more") as writer:
+        writer.write(text_alone())
+    reader = ShardReader([first, tmp_path / "more"])
+    assert len(reader) == 6 and reader[5].key == "text" and reader[4].key == "s0004"
+    assert reader.fingerprint not in (ShardReader(first).fingerprint, ShardReader(tmp_path / "more").fingerprint)
+    with pytest.raises(ShardError, match="share sample keys"):
+        ShardReader([first, first])
+    with pytest.raises(ShardError, match="no folder"):
+        ShardReader([])
 
 
 def test_samples_for_a_study_keep_their_bytes(write_shards: Write) -> None:
@@ -82,7 +129,7 @@ def test_encoded_images_are_copied_as_they_are(tmp_path: Path) -> None:
     assert reader[0].image.size == (sample.width, sample.height)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("key", ["", "a.b", "../a", "/a", "a/b", "a b", "é", "a\0", "a" * 101])
+@pytest.mark.parametrize("key", ["", "a.b", "../a", "/a", "a/b", "a b", "é", "a\0", "a" * 96])
 def test_keys_that_a_reader_would_mix_up_are_refused(tmp_path: Path, key: str) -> None:
     sample = make_sample(0)
     sample.key = key
@@ -142,15 +189,6 @@ def test_damage_is_found_before_reading(write_shards: Write, name: str) -> None:
         ShardReader(folder, verify="full")
 
 
-@pytest.mark.parametrize("name", sorted(set(DAMAGE) - {"a flipped bit"}))
-def test_damage_is_found_without_a_manifest(write_shards: Write, name: str) -> None:
-    shard = write_shards() / "samples-000001.tar"
-    assert len(index_shard(shard)) == 4
-    shard.write_bytes(DAMAGE[name][0](shard.read_bytes()))
-    with pytest.raises(ShardError, match=r"samples-000001\.tar"):
-        index_shard(shard)
-
-
 def test_damage_that_verification_was_told_to_skip_still_names_the_shard(write_shards: Write) -> None:
     folder = write_shards()
     shard = folder / "samples-000001.tar"
@@ -172,7 +210,7 @@ def test_a_missing_shard_and_a_changed_manifest(write_shards: Write) -> None:
         ShardReader(folder)
     path = folder / "manifest.json"
     good = path.read_text()
-    for bad in ("", "[]", "{}", good.replace('"schema":1', '"schema":9'), good.replace("s0001", "s0002"), good[:-9]):
+    for bad in ("", "[]", "{}", good.replace('"schema":2', '"schema":9'), good.replace("s0001", "s0002"), good[:-9]):
         path.write_text(bad)
         with pytest.raises(ShardError, match=r"manifest\.json"):
             ShardReader(folder)
@@ -181,32 +219,6 @@ def test_a_missing_shard_and_a_changed_manifest(write_shards: Write) -> None:
     path.write_text(json.dumps(record))
     with pytest.raises(ShardError, match="shard name"):
         ShardReader(folder)
-
-
-@pytest.mark.parametrize("member", ["s1.pyd", "s1.pickle", "s1.pth", "s1.json.gz", "s1.txt", "../s1.json", "s1"])
-def test_members_that_are_never_decoded(tmp_path: Path, member: str) -> None:
-    path = tmp_path / "bad.tar"
-    with tarfile.open(path, "w") as tar:
-        tar.addfile(tarfile.TarInfo(member))
-    with pytest.raises(ShardError, match=r"bad\.tar.*member"):
-        index_shard(path)
-
-
-def test_links_and_incomplete_samples(tmp_path: Path) -> None:
-    path = tmp_path / "bad.tar"
-    link = tarfile.TarInfo("s1.json")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-    for members, message in (
-        ([link], "member"),
-        ([tarfile.TarInfo("s1.json")], "needs one image"),
-        ([tarfile.TarInfo("s1.jpg"), tarfile.TarInfo("s1.png"), tarfile.TarInfo("s1.json")], "needs one image"),
-        ([tarfile.TarInfo("s1.json"), tarfile.TarInfo("s1.json")], "twice"),
-    ):
-        with tarfile.open(path, "w") as tar:
-            for member in members:
-                tar.addfile(member)
-        with pytest.raises(ShardError, match=message):
-            index_shard(path)
 
 
 @pytest.mark.parametrize("url", ["pipe:cat /etc/passwd", "https://host/shards", "file:/tmp", "hf://x/y"])

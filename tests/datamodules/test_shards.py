@@ -144,6 +144,32 @@ def test_a_stop_inside_an_accumulated_step_does_the_step_again(
     assert runner.global_step == 9 and runner.current_epoch == epochs and module.consumed == 36
 
 
+@pytest.mark.parametrize("apart", [2, 3, 5, 7])
+@pytest.mark.parametrize("micro", [1, 2, 4])
+def test_many_stops_in_many_epochs(folders: dict[str, str], tmp_path: Path, apart: int, micro: int) -> None:
+    """Each run goes on from the newest checkpoint, also one that was written right after a resume, inside a step."""
+    expected = Recorder()
+    trainer(tmp_path, max_epochs=4, enable_checkpointing=False).fit(expected, data(folders, global_batch=4))
+    steps: dict[int, list[str]] = {}
+    for _ in range(60):
+        saved = sorted((tmp_path / "saved").glob("*.ckpt"), key=lambda path: int(path.stem.partition("=")[2]))
+        start = int(saved[-1].stem.partition("=")[2]) if saved else 0
+        saver = ModelCheckpoint(tmp_path / "saved", "{step}", save_top_k=-1, every_n_train_steps=1)
+        runner, part = trainer(tmp_path, max_epochs=4, callbacks=[saver]), Recorder(fail_at=apart + 4 // micro - 1)
+        module = data(folders, global_batch=4, micro_batch=micro)
+        try:
+            runner.fit(part, module, ckpt_path=str(saved[-1]) if saved else None, weights_only=False)
+        except RuntimeError:
+            pass
+        else:
+            break
+        finally:
+            for number, batch in enumerate(part.steps, start):
+                assert steps.setdefault(number, batch) == batch
+    assert [steps[i] for i in range(12)] == expected.steps and len(steps) == 12
+    assert runner.current_epoch == 4 and runner.global_step == 12
+
+
 def test_a_checkpoint_without_a_position_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
     class Other(ShardsDataModule):
         """Lightning restores a data module's state by its class's name."""

@@ -134,7 +134,7 @@ def json_rows(path: Path, at: str = "item") -> Iterator[Any]:
     if not path.is_file():
         raise ValueError(f"{path}: no such annotation file")
     if path.suffix == ".jsonl":
-        yield from _lines(path)
+        yield from json_lines(path)
         return
     found = False
     try:
@@ -148,7 +148,14 @@ def json_rows(path: Path, at: str = "item") -> Iterator[Any]:
         raise ValueError(f"{path}: no rows at {at!r}; is this the right file?")
 
 
-def _lines(path: Path) -> Iterator[Any]:
+def json_lines(path: Path) -> Iterator[Any]:
+    """Rows of a file with one JSON value per line, whatever its name ends in; a line that is not JSON is a `BadRow`.
+
+    Raises:
+        ValueError: the file is missing or empty.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such annotation file")
     found = False
     with open(path, "rb") as file:
         for line in file:

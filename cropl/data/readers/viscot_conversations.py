@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 from cropl.data.readers.base import Annotation, BadRow, Reader, Rejected, split_of, text, unique_ids
@@ -25,7 +26,7 @@ LARGEST = 20_000
 SIDES = (500, 640, 1024)
 """Longest sides that photographs of GQA and CUB, COCO, and OpenImages are scaled to."""
 
-RATIOS = (1, 3 / 4, 2 / 3)
+RATIOS = (1, 3 / 4, 2 / 3, 9 / 16)
 
 Axis = tuple[tuple[int, int], tuple[int, int]]
 """Both edges of a box along one axis, each in whole pixels and in published thousandths."""
@@ -80,15 +81,14 @@ def likely_size(box: tuple[int, int, int, int], published: str) -> tuple[int, in
         return None
     u0, v0, u1, v1 = (round(float(fraction) * 1000) for fraction in match.groups())
     x, y = ((box[0], u0), (box[2], u1)), ((box[1], v0), (box[3], v1))
-    wide = {(side, short) for side, short in _sizes(x, y)}
-    tall = {(short, side) for side, short in _sizes(y, x)}
 
-    def unnatural(size: tuple[int, int]) -> tuple[bool, bool, float, int]:
+    def unnatural(size: tuple[int, int]) -> tuple[bool, bool, float, tuple[int, int]]:
         short, side = min(size), max(size)
         outside = max(box[0], box[2]) > size[0] or max(box[1], box[3]) > size[1]
-        return outside, side not in SIDES, min(abs(short - ratio * side) for ratio in RATIOS), side
+        return outside, side not in SIDES, min(abs(short - ratio * side) for ratio in RATIOS), size
 
-    return min(sorted(wide | tall), key=unnatural, default=None)
+    sizes = chain(_sizes(x, y), ((short, side) for side, short in _sizes(y, x)))
+    return min(sizes, key=unnatural, default=None)
 
 
 def _sizes(along: Axis, across: Axis) -> Iterator[tuple[int, int]]:

@@ -1,0 +1,234 @@
+"""A training that is killed again and again, with SIGKILL, and what it has trained on in the end.
+
+    python -m tests.attacks.kills 200          (kills; with 1 rank, with 2 ranks, and with both by turns)
+
+Every optimizer step writes down its samples and its loss. Whatever is written by any of the runs must be what one
+uninterrupted run writes, exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import random
+import socket
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch.nn.functional import mse_loss
+
+from cropl.data.sample import Sample
+from cropl.data.writer import ShardWriter
+from cropl.datamodules.shards import ShardsDataModule
+from tests.data.conftest import make_sample
+
+SAMPLES, GLOBAL_BATCH, MICRO_BATCH, EPOCHS = 45, 8, 2, 6
+STEPS = EPOCHS * -(-SAMPLES // GLOBAL_BATCH)
+PAUSE = 0.01
+
+
+class Scribe(L.LightningModule):
+    """A small model whose every step is written down. Asks for the number of steps, as every cosine schedule does."""
+
+    def __init__(self, log: Path) -> None:
+        super().__init__()
+        self.layer = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+        self.log_file = log
+        self.window: list[tuple[str, float]] = []
+
+    def training_step(self, batch: list[Sample], index: int) -> torch.Tensor:
+        seeds = [zlib.crc32(sample.key.encode()) for sample in batch]
+        x = torch.stack([torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        loss = mse_loss(self.layer(x)[:, 0], x.prod(1))
+        self.window += [(sample.key, loss.item()) for sample in batch]
+        time.sleep(PAUSE)
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        line = json.dumps([self.global_step, self.trainer.global_rank, self.trainer.world_size, self.window]) + "\n"
+        with open(self.log_file, "a") as file:  # one write of one line: it is there whole or not at all
+            file.write(line)
+        self.window = []
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=0.05)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training: its shards, where it writes, and its worker processes."""
+
+    shards: Path
+    out: Path
+    workers: int = 0
+
+    @property
+    def log(self) -> Path:
+        """One line for each step and rank that was taken, by any run."""
+        return self.out / "log.jsonl"
+
+    def newest(self) -> Path | None:
+        """The checkpoint to continue from."""
+        found = (self.out / "checkpoints").glob("*.ckpt")
+        return max(found, key=lambda path: int(path.stem.partition("=")[2]), default=None)
+
+
+def train(job: Job, rank: int, world: int, port: int) -> None:
+    """One rank of a run, in a process of its own."""
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(world),
+        TMPDIR=str(job.out),
+    )  # fmt: skip
+    tempfile.tempdir = None  # read TMPDIR anew: a checkpoint is renamed, which is atomic, only on its own file system
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    L.seed_everything(0, verbose=False)
+    data = ShardsDataModule(
+        str(job.shards),
+        global_batch=GLOBAL_BATCH,
+        micro_batch=MICRO_BATCH,
+        num_workers=job.workers,
+        start_method="fork",
+    )
+    saver = ModelCheckpoint(job.out / "checkpoints", "{step}", every_n_train_steps=2, save_top_k=-1)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=EPOCHS, logger=False,
+        plugins=[LightningEnvironment()], callbacks=[saver], enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=job.out,
+    )  # fmt: skip
+    newest = job.newest()
+    trainer.fit(Scribe(job.log), data, ckpt_path=None if newest is None else str(newest), weights_only=False)
+
+
+def killed(job: Job, worlds: list[int], kills: int, seed: int = 0) -> int:
+    """Run a job to its end, killed `kills` times on the way; the worlds take turns. Returns the number of kills."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    chance = random.Random(seed)
+    done = 0
+    for run in range(10 * kills + 10):
+        world, port = worlds[run % len(worlds)], _free_port()
+        ranks = [context.Process(target=train, args=(job, rank, world, port)) for rank in range(world)]
+        for process in ranks:
+            process.start()
+        if done < kills:
+            _wait_for_lines(job, ranks, chance.randint(1, 3) * world)
+            time.sleep(chance.uniform(0, 6 * PAUSE))
+            first = chance.randrange(world)
+            for process in ranks[first:] + ranks[:first]:
+                process.kill()
+            done += 1
+        for process in ranks:
+            process.join(120)
+            if process.exitcode is None:
+                process.kill()
+                raise AssertionError("a rank hangs")
+        if all(process.exitcode == 0 for process in ranks):
+            return done
+        assert done <= kills and any(process.exitcode == -9 for process in ranks), "a rank failed by itself"
+        if newest := job.newest():
+            assert int(newest.stem.partition("=")[2]) <= STEPS
+    raise AssertionError("the job does not come to its end")
+
+
+def steps(job: Job) -> dict[tuple[int, int, int], list[tuple[str, float]]]:
+    """What was written for each (step, rank, world).
+
+    Raises:
+        AssertionError: two runs wrote different things for the same step.
+    """
+    written: dict[tuple[int, int, int], Any] = {}
+    for line in job.log.read_text().splitlines():
+        step, rank, world, window = json.loads(line)
+        assert written.setdefault((step, rank, world), window) == window, f"step {step} differs between runs"
+    return written
+
+
+def samples_of_steps(job: Job) -> list[list[str]]:
+    """The samples of each optimizer step over all ranks, sorted, whatever world it was taken in."""
+    found: dict[int, list[str]] = {}
+    for (step, _, world), _ in sorted(steps(job).items()):
+        parts = [window for (s, _, w), window in steps(job).items() if (s, w) == (step, world)]
+        if len(parts) == world:  # a killed run may have written for one rank only
+            keys = sorted(key for window in parts for key, _ in window)
+            assert found.setdefault(step, keys) == keys, f"step {step} has other samples in a world of {world}"
+    return [found[step] for step in sorted(found)]
+
+
+def make_shards(folder: Path) -> Path:
+    """The data of all jobs."""
+    with ShardWriter(folder, samples_per_shard=7) as writer:
+        for number in range(SAMPLES):
+            writer.write(make_sample(number))
+    return folder
+
+
+def _wait_for_lines(job: Job, ranks: list[Any], more: int) -> None:
+    def lines() -> int:
+        return job.log.read_text().count("\n") if job.log.exists() else 0
+
+    start = lines()
+    while lines() < start + more and all(process.is_alive() for process in ranks):
+        time.sleep(0.002)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check(folder: Path, worlds: list[int], kills: int, workers: int = 0, seed: int = 0) -> str:
+    """Kill a job and compare it with one that was left in peace; a line of what happened.
+
+    Raises:
+        AssertionError: a sample was lost, repeated or moved, or a loss changed.
+    """
+    shards = make_shards(folder / "shards")
+    peace, war = (Job(shards, folder / name, workers) for name in ("peace", "war"))
+    for job in (peace, war):
+        job.out.mkdir()
+    killed(peace, worlds[:1], 0)
+    assert killed(war, worlds, kills, seed) == kills, "the job was over before all kills were done"
+    expected = samples_of_steps(peace)
+    assert len(expected) == STEPS and samples_of_steps(war) == expected
+    per_epoch = [key for batch in expected[: STEPS // EPOCHS] for key in batch]
+    assert set(per_epoch) == {f"s{i:04d}" for i in range(SAMPLES)}
+    if len(worlds) == 1:
+        assert steps(war) == steps(peace)  # losses too, bit for bit
+        last = f"checkpoints/step={STEPS}.ckpt"
+        ends = [torch.load(job.out / last, weights_only=True)["state_dict"] for job in (peace, war)]
+        assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    return f"worlds {worlds}: {kills} kills, {len(war.log.read_text().splitlines())} lines for {STEPS} steps"
+
+
+def main() -> None:
+    """Run all settings with the number of kills that is asked for."""
+    kills = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    for worlds, workers in (([1], 2), ([2], 0), ([2, 1], 0)):
+        done = 0
+        while done < kills:  # a job has room for a dozen kills or two
+            part = min(12, kills - done)
+            with tempfile.TemporaryDirectory() as folder:
+                print(check(Path(folder), worlds, part, workers, seed=done), flush=True)
+            done += part
+
+
+if __name__ == "__main__":
+    main()
