@@ -1,4 +1,4 @@
-"""Prompts, and the codec between text and `Region`: pure strings, no torch.
+"""Prompts, conversations, and the codec between text and `Region`: pure strings, no torch.
 
 Model text is never trusted: `RegionCodec.decode` returns None for anything that is not one region, and never raises.
 User text is never trusted either: `clean_question` refuses an empty question and takes the meaning out of control
@@ -6,7 +6,8 @@ tokens, so that a question can not insert a second image or end its own turn.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from cropl.grid import GRID, Region
@@ -28,22 +29,51 @@ _DIGITS = re.compile(r"[\[(]?\s*" + r"(?:\s*,\s*|\s+)".join([r"([0-9]+)"] * 4) +
 _END_TOKENS = re.compile(r"<\|[^<>|\s]+\|>|</?s>")
 
 
-def clean_question(question: str, special_tokens: Iterable[str] = ()) -> str:
-    """Strip a question and take the meaning out of control tokens in it (`<image>` becomes `< image >`).
+Span = tuple[int, int]
+"""Characters `start` to `end` (exclusive) of a text."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation in a model's template.
+
+    Attributes:
+        text: all of it, with one placeholder where there is an image.
+        question: characters of the first question.
+        answers: the supervised characters: each answer with what ends its turn.
+    """
+
+    text: str
+    question: Span
+    answers: list[Span]
+
+
+def clean_text(text: str, special_tokens: Iterable[str] = ()) -> str:
+    """Strip a text and take the meaning out of control tokens in it (`<image>` becomes `< image >`).
 
     Args:
-        question: the user's text.
+        text: the user's text.
         special_tokens: further strings that the model's tokenizer reads as control tokens.
+
+    Raises:
+        ValueError: it is not text.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"questions and answers must be text, got {type(text).__name__}")
+    text = _CONTROL.sub(r"< \1 >", text.strip())
+    for token in sorted({token.strip() for token in special_tokens}, key=len, reverse=True):
+        while len(token) > 1 and token in text:  # one replacement can leave another: [[ in [[[
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def clean_question(question: str, special_tokens: Iterable[str] = ()) -> str:
+    """`clean_text` of a question.
 
     Raises:
         ValueError: the question is not text, or nothing is left of it.
     """
-    if not isinstance(question, str):
-        raise ValueError(f"question must be text, got {type(question).__name__}")
-    text = _CONTROL.sub(r"< \1 >", question.strip())
-    for token in sorted({token.strip() for token in special_tokens}, key=len, reverse=True):
-        while len(token) > 1 and token in text:  # one replacement can leave another: [[ in [[[
-            text = text.replace(token, f"{token[0]} {token[1:]}")
+    text = clean_text(question, special_tokens)
     if not text:
         raise ValueError("the question is empty: ask something about the image")
     return text
@@ -64,13 +94,48 @@ def llava_prompt(question: str, system: bool = False, special_tokens: Iterable[s
     Args:
         question: the user's text.
         system: put the `vicuna_v1` system sentence in front, as LLaVA's own evaluation does.
-        special_tokens: as for `clean_question`.
+        special_tokens: as for `clean_text`.
 
     Raises:
         ValueError: the question is empty.
     """
-    prompt = f"USER: <image>\n{clean_question(question, special_tokens)} ASSISTANT:"
-    return f"{VICUNA_SYSTEM} {prompt}" if system else prompt
+    rendered = vicuna([(question, "")], True, system, special_tokens)
+    return rendered.text[: rendered.answers[0][0]]
+
+
+def vicuna(
+    turns: Sequence[tuple[str, str]],
+    image: bool = True,
+    system: bool = False,
+    special_tokens: Iterable[str] = (),
+    end: str = "</s>",
+    clean: bool = True,
+) -> Rendered:
+    """A conversation as LLaVA-1.5 is trained on it (`vicuna_v1`); an answer includes the space in front of it.
+
+    Args:
+        turns: questions and answers.
+        image: whether it is about an image, which then comes first.
+        system: put the system sentence in front.
+        special_tokens: as for `clean_text`.
+        end: what ends an answer.
+        clean: take control tokens out of the answers; questions are always cleaned.
+
+    Raises:
+        ValueError: a question is empty.
+    """
+    special = list(special_tokens)
+    text = f"{VICUNA_SYSTEM} " if system else ""
+    questions: list[Span] = []
+    answers: list[Span] = []
+    for question, answer in turns:
+        text += "USER: <image>\n" if image and not answers else "USER: "
+        asked, told = clean_question(question, special), clean_text(answer, special) if clean else answer
+        questions.append((len(text), len(text) + len(asked)))
+        text += f"{asked} ASSISTANT:"
+        answers.append((len(text), len(text) + len(f" {told}{end}")))
+        text += f" {told}{end}"
+    return Rendered(text, questions[0], answers)
 
 
 class RegionCodec:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cropl.grid import GRID, Region
-from cropl.prompt import RegionCodec, clean_question, llava_prompt, localizer_prompt
+from cropl.prompt import VICUNA_SYSTEM, RegionCodec, clean_question, clean_text, llava_prompt, localizer_prompt, vicuna
 
 blocks = st.integers(0, GRID - 1)
 VPT = "<|region_token_start|><|x_2|><|y_1|><|x_5|><|y_2|><|region_token_end|>"
@@ -95,6 +95,19 @@ def test_templates() -> None:
     )
 
 
+def test_vicuna_conversations() -> None:
+    made = vicuna([("What?", " red "), ("And </s> now?", "[INST] blue <image>")], special_tokens=iter(["[INST]"]))
+    assert made.text == (
+        "USER: <image>\nWhat? ASSISTANT: red</s>USER: And < /s > now? ASSISTANT: [ INST] blue < image ></s>"
+    )
+    assert [made.text[start:end] for start, end in made.answers] == [" red</s>", " [ INST] blue < image ></s>"]
+    assert made.text[slice(*made.question)] == "What?"
+    text = vicuna([("a", "<x_1>")], image=False, system=True, end="<|e|>", clean=False)
+    assert text.text == f"{VICUNA_SYSTEM} USER: a ASSISTANT: <x_1><|e|>"
+    with pytest.raises(ValueError, match="empty"):
+        vicuna([("a", "b"), (" ", "c")])
+
+
 @pytest.mark.parametrize("empty", ["", "  \n\t"])
 def test_an_empty_question_is_refused(empty: str) -> None:
     for function in (clean_question, localizer_prompt, llava_prompt):
@@ -103,8 +116,10 @@ def test_an_empty_question_is_refused(empty: str) -> None:
 
 
 def test_a_question_must_be_text() -> None:
-    with pytest.raises(ValueError, match="text"):
-        clean_question(None)  # type: ignore[arg-type]
+    for function in (clean_question, clean_text):
+        with pytest.raises(ValueError, match="text"):
+            function(None)  # type: ignore[arg-type]
+    assert clean_text(" \n") == ""
 
 
 CONTROLS = ["<image>", "<|im_end|>", "<|image_pad|>", "</s>", "<s>", "<x_3>", "<|x_3|>", "<pad>", "<unk>"]

@@ -1,4 +1,4 @@
-"""Makes training batches of samples: pictures as a model's tower takes them, each with its question."""
+"""Makes training batches of samples: pictures as a model's tower takes them, and what is asked about each."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cropl.data.sample import Sample
 from cropl.grid import Region, TokenGrid
+from cropl.prompt import clean_question
 
 Box = tuple[float, float, float, float]
 
@@ -33,29 +34,46 @@ class Prepared:
 
 
 class SampleCollate:
-    """A training batch of a list of :class:`Sample`: one picture and one question a row. Runs in the loader's workers.
+    """A training batch of a list of :class:`Sample`: one sample a document. Runs in the loader's workers.
 
     Args:
         prepare: makes a :class:`Prepared` of a picture; a model family's ``VLM.prepare``, which holds no weights.
 
-    The batch has ``pixels``, ``grids`` (patches), ``pictures`` (functions that give a PIL picture) and ``questions``:
-    per picture a list of one row with ``kind``, ``question``, ``answer`` (the first accepted one), ``region``,
-    ``evidence`` (bool (2, V), the tokens on the boxes, twice; none where the region is the whole picture, as for an
-    absence) and ``valid`` (False for a repetition in evaluation).
+    The batch has ``pixels``, ``grids`` (patches) and ``pictures`` (functions that give a PIL picture) for each picture;
+    for each document ``images``, the number of its picture or None, and ``questions``, a list of one row with ``key``,
+    ``kind``, ``source``, ``question``, ``answer`` (the first accepted one), ``turns`` (the whole conversation),
+    ``region``, ``localize`` (whether there are boxes, so that the region is a truth), ``evidence`` (bool (2, V), the
+    tokens on the boxes, twice; none where the region is the whole picture, as for an absence; only with a picture) and
+    ``valid`` (False for a repetition or a stand-in). A batch of texts alone has one blank picture that no document
+    refers to: the tower and its projector then run in every step, on every process.
+
+    Raises:
+        ValueError: a sample has no answer, or a question that is empty; the message names it.
     """
 
     def __init__(self, prepare: Callable[[Image.Image], Prepared]):
         self.prepare = prepare
 
     def __call__(self, samples: list[Sample]) -> dict[str, Any]:
-        shown = [sample.picture for sample in samples]
+        seen = [sample for sample in samples if sample.image is not None]
+        shown = [sample.picture for sample in seen] or [_blank]
         prepared = [self.prepare(picture()) for picture in shown]
+        number = iter(range(len(seen)))
+        images = [None if sample.image is None else next(number) for sample in samples]
         return {
             "pixels": [one.pixels for one in prepared],
             "grids": [one.patches for one in prepared],
-            "questions": [[_row(sample, one.tokens)] for sample, one in zip(samples, prepared)],
+            "questions": [
+                [_row(sample, None if image is None else prepared[image].tokens)]
+                for sample, image in zip(samples, images)
+            ],
+            "images": images,
             "pictures": shown,
         }
+
+
+def _blank() -> Image.Image:
+    return Image.new("RGB", (56, 56))
 
 
 def cells_in(boxes: Sequence[Box], grid: TokenGrid) -> Tensor:
@@ -67,12 +85,25 @@ def cells_in(boxes: Sequence[Box], grid: TokenGrid) -> Tensor:
     return torch.from_numpy(np.any(inside, axis=0)) if inside else torch.zeros(grid.num_tokens, dtype=torch.bool)
 
 
-def _row(sample: Sample, grid: TokenGrid) -> dict[str, Any]:
-    return {
+def _row(sample: Sample, grid: TokenGrid | None) -> dict[str, Any]:
+    turns = sample.conversation
+    try:
+        for question, _ in turns:
+            clean_question(question)
+    except ValueError as error:
+        raise ValueError(f"sample {sample.key!r}: {error}") from None
+    row = {
+        "key": sample.key,
         "kind": sample.kind,
+        "source": sample.source,
         "question": sample.question,
         "answer": sample.answers[0],
+        "turns": turns,
         "region": list(sample.region.as_tuple()),
-        "evidence": cells_in([] if sample.region == Region.full() else sample.boxes, grid).expand(2, -1),
+        "localize": bool(sample.boxes),
         "valid": sample.valid,
     }
+    if grid is not None:
+        boxes = [] if sample.region == Region.full() else sample.boxes
+        row["evidence"] = cells_in(boxes, grid).expand(2, -1)
+    return row

@@ -19,8 +19,9 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel
 from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows
+from cropl.models.loading import load_model, load_processor
 from cropl.models.vlm import VLM, special_tokens
-from cropl.prompt import llava_prompt
+from cropl.prompt import Rendered, llava_prompt, vicuna
 
 
 class LlavaVLM(VLM):
@@ -38,6 +39,7 @@ class LlavaVLM(VLM):
 
     model_class: ClassVar[type[PreTrainedModel]] = LlavaForConditionalGeneration
     prunable: ClassVar[bool] = True
+    adds_bos: ClassVar[bool] = True
 
     def __init__(self, model: Any, processor: Any = None, system: bool = False) -> None:
         super().__init__(model, processor)
@@ -55,6 +57,19 @@ class LlavaVLM(VLM):
                 f"the processor's image token id {processor.image_token_id} is not the model's {self.image_token_id}: "
                 "load both from the same checkpoint"
             )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        dtype: torch.dtype | str | None = None,
+        device: torch.device | str | None = None,
+        system: bool = False,
+        **model_options: Any,
+    ) -> LlavaVLM:
+        """As `VLM.from_pretrained`; `system` as for the class."""
+        model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
+        return cls(model, load_processor(name_or_path), system)
 
     def token_grids(
         self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
@@ -110,6 +125,10 @@ class LlavaVLM(VLM):
 
     def prompt_ids(self, question: str) -> list[int]:
         return list(self.tokenizer(self._prompt(question))["input_ids"])
+
+    def render(self, turns: Sequence[tuple[str, str]], image: bool, clean: bool = True) -> Rendered:
+        special, end = special_tokens(self.tokenizer), self.tokenizer.eos_token
+        return vicuna(turns, image, self.system, special, end, clean)
 
     def _prompt(self, question: str) -> str:
         return llava_prompt(question, self.system, special_tokens(self.tokenizer))

@@ -1,7 +1,7 @@
-"""Training forward over packed questions (:mod:`cropl.data.packing`) for any family.
+"""Training forward over packed documents (:mod:`cropl.data.packing`) for any family.
 
-Prompts are those of inference, taken apart at the picture: what precedes the visual tokens is the row's prefix, what
-follows is the turn's prompt.
+Conversations are those of inference, taken apart at the picture: what precedes the visual tokens is the document's
+prefix, what follows is its turn. A text without a picture has no prefix.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cropl.data.packing import Packed, Turn, pack
+from cropl.data.packing import Document, Packed, Turn, pack
 from cropl.models.vlm import VLM
 
 # B rows, S length, V visual tokens of a picture, D width, R rows of position ids, T supervised tokens
@@ -22,24 +22,39 @@ class PackedPrompts:
 
     Args:
         vlm: the model with its processor.
+
+    Raises:
+        ValueError: the model's attention takes no mask of pairs of positions.
     """
 
     def __init__(self, vlm: VLM):
         self.vlm, self.tokenizer, self.image_id = vlm, vlm.tokenizer, vlm.image_token_id
         end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        self.end, self.pad_id = [end], end if pad is None else pad
+        self.pad_id = end if pad is None else pad
+        kernel = vlm.decoder.config._attn_implementation
+        if kernel != "sdpa":
+            raise ValueError(f"attn_implementation {kernel!r}: training on packed rows needs 'sdpa'")
 
-    def turn(self, question: str, answer: str) -> Turn:
-        """The tokens behind the picture, and the supervised answer with its end-of-turn token."""
-        prompt = self.vlm.prompt_ids(question)
-        after = prompt[prompt.index(self.image_id) + 1 :]
-        return Turn(after, self.tokenizer(answer, add_special_tokens=False)["input_ids"] + self.end)
+    def turn(self, turns: Sequence[tuple[str, str]], image: bool = True, clean: bool = True) -> Turn:
+        """The tokens of a conversation behind its picture, or all of them without one.
 
-    def prefix(self, grid: tuple[int, int], keep_V: Tensor | None = None) -> tuple[list[int], Tensor]:
+        ``clean`` as for :meth:`VLM.render`.
+        """
+        whole = self.vlm.conversation(turns, image, clean)
+        if not image:
+            return whole
+        start = whole.ids.index(self.image_id) + 1
+        first, last = whole.question
+        return Turn(whole.ids[start:], whole.labels[start:], (max(0, first - start), max(0, last - start)))
+
+    def prefix(self, grid: tuple[int, int] | None, keep_V: Tensor | None = None) -> tuple[list[int], Tensor]:
         """Ids up to and with the visual tokens of a (rows, columns) token grid, and their positions (R, length).
 
-        ``keep_V``: indices of the visual tokens that stay, at their own positions; all where it is not given.
+        ``keep_V``: indices of the visual tokens that stay, at their own positions; all where it is not given. Without
+        a grid, that is without a picture, both are empty.
         """
+        if grid is None:
+            return [], self.vlm.visual_positions(0, (1, 1), torch.arange(0))
         prompt = self.vlm.prompt_ids("?")
         before = prompt[: prompt.index(self.image_id)]
         cell_V = torch.arange(grid[0] * grid[1]) if keep_V is None else keep_V
@@ -47,13 +62,19 @@ class PackedPrompts:
         text_RS = torch.arange(len(before)).expand(len(visual_RV), -1)
         return before + [self.image_id] * len(cell_V), torch.cat([text_RS, visual_RV], dim=1)
 
-    def pack(self, prefixes: Sequence[tuple[list[int], Tensor]], turns: Sequence[Sequence[Turn]]) -> Packed:
-        """Rows of one picture and its turns each."""
-        return pack([ids for ids, _ in prefixes], [positions for _, positions in prefixes], turns, self.pad_id)
+    def pack(self, rows: Sequence[Sequence[Document]]) -> Packed:
+        """Rows of documents."""
+        return pack(rows, self.pad_id)
+
+
+def places(packed: Packed) -> tuple[Tensor, Tensor]:
+    """Row and turn (each (T,)) of every supervised position, row by row: of what :func:`packed_logits` returns."""
+    row_T, position_T = (packed.turn_BS >= 0).nonzero(as_tuple=True)
+    return row_T, packed.turn_BS[row_T, position_T]
 
 
 def first_positions(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
-    """Row, position and turn (each (T,)) of the token that predicts each answer's first token, row by row."""
+    """Row, position and turn (each (T,)) of the token that predicts each turn's first answer token, row by row."""
     row_T, position_T = (packed.turn_BS >= 0).nonzero(as_tuple=True)
     turn_T = packed.turn_BS[row_T, position_T]
     new = torch.ones_like(turn_T, dtype=torch.bool)
@@ -66,12 +87,20 @@ def packed_logits(vlm: VLM, packed: Packed, features: Sequence[Tensor]) -> tuple
 
     Args:
         vlm: the model.
-        packed: the rows; the number of placeholders in row b is the length of ``features[b]``.
-        features: visual tokens of each row, (V, D).
+        packed: the rows.
+        features: visual tokens (V, D) of each picture in the rows, row by row, in the order of their documents.
+
+    Raises:
+        ValueError: the rows have another number of placeholders than there are visual tokens.
     """
     embeds_BSD = vlm.model.get_input_embeddings()(packed.input_ids_BS)
-    visual_BS1 = vlm.visual_mask(packed.input_ids_BS)[..., None]
-    embeds_BSD = embeds_BSD.masked_scatter(visual_BS1, torch.cat(list(features)).to(embeds_BSD.dtype))
+    visual_BS = vlm.visual_mask(packed.input_ids_BS)
+    wanted, given = int(visual_BS.sum()), sum(map(len, features))
+    if wanted != given:
+        raise ValueError(f"the rows have {wanted} image placeholders, and there are {given} visual tokens for them")
+    if features:
+        placed_ND = torch.cat(list(features)).to(embeds_BSD.dtype)
+        embeds_BSD = embeds_BSD.masked_scatter(visual_BS[..., None], placed_ND)
     positions = packed.position_ids_RBS if len(packed.position_ids_RBS) > 1 else packed.position_ids_RBS[0]
     hidden_BSD = vlm.decoder(
         inputs_embeds=embeds_BSD, attention_mask=packed.mask_B1SS, position_ids=positions, use_cache=False

@@ -21,7 +21,7 @@ from cropl.grid import TokenGrid
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows
 from cropl.models.loading import load_config, load_image_processor, load_model, load_tokenizer
 from cropl.models.vlm import VLM, special_tokens
-from cropl.prompt import clean_question
+from cropl.prompt import Rendered, Span, clean_question, clean_text
 
 DEFAULT_MAX_PIXELS = 448 * 448
 """The paper does not say at which size its localizer looks; far above this a 2B one costs more than it saves a 7B."""
@@ -46,14 +46,47 @@ class QwenProcessor:
     def prompt(self, question: str) -> str:
         """The chat prompt of one image and one question, up to where the answer starts."""
         text = clean_question(question, special_tokens(self.tokenizer))
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        chat = [{"role": "user", "content": content}]
-        prompt: str = self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return prompt
+        return self._chat([_message("user", text, image=True)], True)
+
+    def conversation(self, turns: Sequence[tuple[str, str]], image: bool, clean: bool = True) -> Rendered:
+        """A conversation in the chat template; an answer ends with the end-of-turn token, without what follows it.
+
+        Raises:
+            ValueError: a question is empty, or the template writes an earlier turn in another way once others follow,
+                so that what is trained would not be what is asked at inference.
+        """
+        special, end = special_tokens(self.tokenizer), self.tokenizer.eos_token
+        messages: list[dict[str, Any]] = []
+        answers: list[Span] = []
+        text = ""
+        for question, answer in turns:
+            asked, told = clean_question(question, special), clean_text(answer, special) if clean else answer
+            messages.append(_message("user", asked, image=image and not answers))
+            prompt = self._chat(messages, True)
+            messages.append(_message("assistant", told))
+            whole = self._chat(messages, False)
+            if not prompt.startswith(text) or not whole.startswith(f"{prompt}{told}{end}"):
+                raise ValueError(
+                    f"the tokenizer's chat template does not write answer {len(answers) + 1} as its prompt, the answer "
+                    f"and {end!r}, with all that precedes left as it was: it cannot be trained on conversations"
+                )
+            answers.append((len(prompt), len(f"{prompt}{told}{end}")))
+            text = whole
+        start = self._chat([_message("user", "\0", image)], True).index("\0")
+        return Rendered(text, (start, start + len(clean_question(turns[0][0], special))), answers)
+
+    def _chat(self, messages: list[dict[str, Any]], ask: bool) -> str:
+        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+        return text
 
     def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
         return texts
+
+
+def _message(role: str, text: str, image: bool = False) -> dict[str, Any]:
+    content: list[dict[str, str]] = [{"type": "text", "text": text}]
+    return {"role": role, "content": [{"type": "image"}, *content] if image else content}
 
 
 class Qwen2VLVLM(VLM):
@@ -155,6 +188,10 @@ class Qwen2VLVLM(VLM):
 
     def prompt_ids(self, question: str) -> list[int]:
         return list(self.tokenizer(self.processor.prompt(question), add_special_tokens=False)["input_ids"])
+
+    def render(self, turns: Sequence[tuple[str, str]], image: bool, clean: bool = True) -> Rendered:
+        processor: QwenProcessor = self._needs_processor()
+        return processor.conversation(turns, image, clean)
 
     def visual_positions(self, start: int, grid: tuple[int, int], cell_V: Tensor) -> Tensor:
         columns = grid[1]

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cropl.data.collate import Prepared
+from cropl.data.packing import Turn
 from cropl.grid import TokenGrid
 from cropl.models.inputs import VLMInputs
 from cropl.models.loading import load_config, load_model, load_processor
+from cropl.prompt import Rendered
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -46,6 +48,8 @@ class VLM(ABC):
     """The `transformers` class that this family wraps."""
     prunable: ClassVar[bool] = False
     """Whether the decoder surgery of `cropl.pruning` knows this family."""
+    adds_bos: ClassVar[bool] = False
+    """Whether a prompt begins with what the tokenizer adds to any text, and not with its template alone."""
 
     def __init__(self, model: Any, processor: Any = None) -> None:
         if not isinstance(model, self.model_class):
@@ -161,6 +165,37 @@ class VLM(ABC):
     def prompt_ids(self, question: str) -> list[int]:
         """Token ids of the prompt of one image (a single placeholder) and one question, up to the answer."""
         raise self._cannot_train("prompt_ids")
+
+    def render(self, turns: Sequence[tuple[str, str]], image: bool, clean: bool = True) -> Rendered:
+        """A conversation of (question, answer) in the model's template, with one placeholder where there is an image.
+
+        Up to the first answer it is the text of `prompt_ids`. `clean=False` leaves control tokens in the answers.
+        """
+        raise self._cannot_train("render")
+
+    def conversation(self, turns: Sequence[tuple[str, str]], image: bool, clean: bool = True) -> Turn:
+        """Token ids and labels of a whole conversation, tokenised in one go; see `conversation_ids`.
+
+        Raises:
+            ValueError: a question is empty, or the tokenizer tells no offsets or mistakes text for an image.
+        """
+        if not self.tokenizer.is_fast:
+            raise ValueError(f"{type(self.tokenizer).__name__} tells no offsets: training needs a fast tokenizer")
+        rendered = self.render(turns, image, clean)
+        made = self.tokenizer(rendered.text, add_special_tokens=self.adds_bos, return_offsets_mapping=True)
+        ids, offsets = list(made["input_ids"]), made["offset_mapping"]
+        if ids.count(self.image_token_id) != int(image):
+            raise ValueError(f"{ids.count(self.image_token_id)} image placeholders in {rendered.text[:80]!r}...")
+        return Turn.labelled(ids, offsets, rendered.answers, rendered.question)
+
+    def conversation_ids(self, turns: Sequence[tuple[str, str]], image: bool) -> tuple[list[int], list[int]]:
+        """Token ids of a conversation of (question, answer), and their labels.
+
+        There is one placeholder where there is an image. Tokens of an answer, and what ends it, are their own labels;
+        others have `IGNORE` (-100). Up to the first answer the ids are those of `prompt_ids`.
+        """
+        turn = self.conversation(turns, image)
+        return turn.ids, turn.labels
 
     def _cannot_train(self, missing: str) -> NotImplementedError:
         return NotImplementedError(f"{type(self).__name__} cannot be trained: it does not define `{missing}`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +13,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cropl.data.collate import SampleCollate
-from cropl.data.packing import Packed, Turn
+from cropl.data.packing import IGNORE, Document, Packed, Turn, fit, rows_of
 from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy
 from cropl.models.attention import LayerInput, watched
 from cropl.models.export import write_checkpoint
-from cropl.models.packed import PackedPrompts, first_positions, packed_logits
+from cropl.models.packed import PackedPrompts, first_positions, packed_logits, places
 from cropl.models.vlm import load_vlm
-from cropl.modules.base import TrainingModule
+from cropl.modules.token_loss import TokenLossModule, Weighting
 from cropl.testbed import weights
 
 
-class InstructionModule(TrainingModule):
-    """Trains on the questions of each picture, packed in one row.
+@dataclass
+class Rows:
+    """A batch as packed rows.
+
+    Attributes:
+        packed: the rows.
+        features: visual tokens of their pictures, row by row.
+        asked: each row's questions, as ``packed.turn_BS`` numbers them.
+        evidence: of each question, bool (2, V) among its visual tokens, or None.
+        idle: visual tokens of pictures that no document shows.
+        cut: share of the questions that were too long.
+    """
+
+    packed: Packed
+    features: list[Tensor]
+    asked: list[list[dict[str, Any]]]
+    evidence: list[list[Tensor | None]]
+    idle: list[Tensor]
+    cut: float
+
+
+class InstructionModule(TokenLossModule):
+    """Trains on conversations: texts, and questions about pictures; what fits into one row shares it.
 
     Args:
         checkpoint: folder or name of a LLaVA or Qwen2-VL model.
         stride: use every ``stride``-th row and column of visual tokens, at a random phase and at their own positions: a
             cheap first stage. 1 uses them all, as inference does.
         max_turns: questions of a picture that are trained on at a time, drawn anew at each visit.
+        max_tokens: of a picture and one conversation in training; what is longer is cut, see
+            :func:`~cropl.data.packing.fit`. ``train/cut`` is the share that is.
+        loss_weighting: see :class:`~cropl.modules.token_loss.TokenLossModule`.
         kinds: kinds of questions that validation tells apart; "" is always known.
-        model_options: further arguments of ``load_vlm``, such as ``attn_implementation``, or Qwen2-VL's ``max_pixels``.
+        model_options: further arguments of ``load_vlm``, such as Qwen2-VL's ``max_pixels``, or LLaVA's ``system``.
         freeze_projector: leave the projector (or merger) as it is, as well as the tower: where both come from dense
             labels, training from answers alone would only blur where things lie.
         evidence_weight: weight of a second loss, minus the log of the attention that half of the heads of
@@ -41,7 +66,9 @@ class InstructionModule(TrainingModule):
         evidence_layers: consecutive 0-based decoder layers, with one more before and after them.
 
     Batches are those of :class:`~cropl.data.collate.SampleCollate`, or of the testbed's scenes: ``pixels``, ``grids``
-    (patches), ``questions`` (per picture a list of kind, question, answer and, for the second loss, ``evidence``).
+    (patches), ``images`` (of each document the number of its picture or None; without it, document i shows picture i),
+    ``questions`` (per document a list of kind, question, answer and, for the second loss, ``evidence``; ``turns``
+    stands for question and answer where it is given).
     """
 
     def __init__(
@@ -49,18 +76,21 @@ class InstructionModule(TrainingModule):
         checkpoint: str,
         stride: int = 1,
         max_turns: int = 10,
+        max_tokens: int = 2048,
         kinds: Sequence[str] = QUESTION_KINDS,
         model_options: dict[str, Any] | None = None,
         freeze_projector: bool = False,
         evidence_weight: float = 0.0,
         evidence_layers: tuple[int, ...] = (2, 3),
+        loss_weighting: Weighting = "token",
         lr: float = 1e-3,
         weight_decay: float = 0.01,
         warmup: float = 0.03,
         muon: bool = False,
     ):
-        super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
-        self.checkpoint, self.stride, self.max_turns = weights.resolve(checkpoint), stride, max_turns
+        super().__init__(loss_weighting, lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
+        self.checkpoint, self.stride = weights.resolve(checkpoint), stride
+        self.max_turns, self.max_tokens = max_turns, max_tokens
         self.vlm = load_vlm(self.checkpoint, dtype=torch.float32, device="cpu", **(model_options or {}))
         self.model: Any = self.vlm.model
         self.vlm.tower.requires_grad_(False)
@@ -81,52 +111,80 @@ class InstructionModule(TrainingModule):
         """Makes this module's batches of samples; a data module of samples asks for it."""
         return SampleCollate(self.vlm.prepare)
 
-    def forward(self, batch: dict[str, Any], stride: int = 1) -> tuple[Packed, Tensor, Tensor]:
+    def forward(self, batch: dict[str, Any], stride: int = 1) -> tuple[Rows, Tensor, Tensor]:
         """Packed rows with the logits (T, vocabulary) and targets (T,) of their supervised tokens."""
-        packed, features, _ = self._rows(batch, stride)
-        return packed, *packed_logits(self.vlm, packed, features)
+        rows = self._rows(batch, stride)
+        return rows, *packed_logits(self.vlm, rows.packed, rows.features)
 
-    def _rows(self, batch: dict[str, Any], stride: int) -> tuple[Packed, list[Tensor], list[list[Tensor]]]:
-        """Packed rows, the features of their visual tokens, and each turn's evidence among these."""
+    def _rows(self, batch: dict[str, Any], stride: int) -> Rows:
         features = self.vlm.encode_prepared(batch["pixels"], batch["grids"])
-        merge = self.vlm.merge
-        prefixes, keeps = [], []
-        for i, (rows, columns) in enumerate(batch["grids"]):
-            grid = (rows // merge, columns // merge)
-            keep_V = _strided(grid, stride) if stride > 1 else None
-            features[i] = features[i] if keep_V is None else features[i][keep_V.to(features[i].device)]
-            prefixes.append(self.prompts.prefix(grid, keep_V))
-            keeps.append(slice(None) if keep_V is None else keep_V)
+        grids = [(rows // self.vlm.merge, columns // self.vlm.merge) for rows, columns in batch["grids"]]
+        keeps = [_strided(grid, stride) if stride > 1 else torch.arange(grid[0] * grid[1]) for grid in grids]
+        images = batch.get("images", range(len(batch["questions"])))
         drawn = [self._drawn(rows) for rows in batch["questions"]]
-        packed = self.prompts.pack(prefixes, [[self.as_turn(row) for row in rows] for rows in drawn])
-        evidence = [[row["evidence"][:, keep] for row in rows if "evidence" in row] for rows, keep in zip(drawn, keeps)]
-        return packed.to(self.device), features, evidence
+        documents: list[Document] = []
+        cut: list[bool] = []
+        for rows, image in zip(drawn, images):
+            prefix, positions = self.prompts.prefix(*(None,) if image is None else (grids[image], keeps[image]))
+            whole = [self.as_turn(row, image is not None) for row in rows]
+            turns = [self._trained(turn, row, self.max_tokens - len(prefix)) for turn, row in zip(whole, rows)]
+            cut += [len(turn.ids) < len(before.ids) for turn, before in zip(turns, whole)]
+            documents.append(Document(prefix, positions, turns))
+        order = rows_of([len(document) for document in documents])
+        shown = [images[i] for row in order for i in row if images[i] is not None]
+        evidence = [
+            [row["evidence"][:, keeps[image]] if "evidence" in row else None for row in rows]
+            for rows, image in zip(drawn, images)
+        ]
+        return Rows(
+            self.prompts.pack([[documents[i] for i in row] for row in order]).to(self.device),
+            [features[image][keeps[image].to(features[image].device)] for image in shown],
+            [[asked for i in row for asked in drawn[i]] for row in order],
+            [[each for i in row for each in evidence[i]] for row in order],
+            [feature_VD for image, feature_VD in enumerate(features) if image not in shown],
+            sum(cut) / max(1, len(cut)),
+        )
 
-    def as_turn(self, row: dict[str, Any]) -> Turn:
-        return self.prompts.turn(row["question"], row["answer"])
+    def _trained(self, turn: Turn, row: dict[str, Any], room: int) -> Turn:
+        """In training a question is cut to ``room`` tokens, and has no labels where it does not count."""
+        if not self.training:
+            return turn
+        turn = fit(turn, room)
+        return turn if row.get("valid", True) else Turn(turn.ids, [IGNORE] * len(turn.ids))
+
+    def as_turn(self, row: dict[str, Any], image: bool) -> Turn:
+        """What is trained of a question that has a picture or not."""
+        return self.prompts.turn(row.get("turns") or [(row["question"], row["answer"])], image)
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
-        packed, features, evidence = self._rows(batch, self.stride)
+        rows = self._rows(batch, self.stride)
+        packed = rows.packed
         first, last = min(self.evidence_layers), max(self.evidence_layers)
         guided = range(first - 1, last + 2) if self.evidence_weight else ()
         with watched(self.vlm.decoder, guided) as seen:
-            logits, targets = packed_logits(self.vlm, packed, features)
-        loss = F.cross_entropy(logits, targets)
-        right = (logits.argmax(1) == targets).float().mean()
-        self.log_dict({"train/loss": loss, "train/token_accuracy": right}, prog_bar=True, batch_size=len(targets))
-        if not seen:
-            return loss
-        missed = self._missed(seen, packed, evidence)
-        self.log("train/evidence", (-missed).exp(), prog_bar=True, batch_size=len(targets))
-        return loss + self.evidence_weight * missed
+            logits, targets = packed_logits(self.vlm, packed, rows.features)
+        loss, weight = self.summed(F.cross_entropy(logits, targets, reduction="none"), *_origins(rows))
+        self.log_dict({"train/padding": packed.padding, "train/cut": rows.cut}, batch_size=len(packed.input_ids_BS))
+        if len(targets):
+            right = (logits.argmax(1) == targets).float().mean()
+            self.log("train/token_accuracy", right, prog_bar=True, batch_size=len(targets))
+        if seen:
+            missed = self._missed(seen, packed, rows.evidence)
+            self.log("train/evidence", (-missed).exp(), prog_bar=True, batch_size=max(1, len(targets)))
+            loss = loss + self.evidence_weight * weight * missed
+        for idle_VD in rows.idle:  # all that trains takes part in every step, or processes would wait for one another
+            loss = loss + 0 * idle_VD.sum()
+        return loss
 
-    def _missed(self, layers: dict[int, LayerInput], packed: Packed, evidence: list[list[Tensor]]) -> Tensor:
+    def _missed(self, layers: dict[int, LayerInput], packed: Packed, evidence: list[list[Tensor | None]]) -> Tensor:
         """Minus the mean log attention of the guided heads to what they should look at; 0 where nothing is asked."""
         row_T, position_T, turn_T = first_positions(packed)
         evidence_T2S = torch.zeros(len(row_T), 2, packed.input_ids_BS.shape[1], dtype=torch.bool, device=self.device)
-        visual_BS = self.vlm.visual_mask(packed.input_ids_BS)
+        visual_TS = self.vlm.visual_mask(packed.input_ids_BS)[row_T] & packed.mask_B1SS[row_T, 0, position_T]
         for t, (row, turn) in enumerate(zip(row_T.tolist(), turn_T.tolist())):
-            evidence_T2S[t][:, visual_BS[row]] = evidence[row][turn].to(self.device)
+            known = evidence[row][turn]
+            if known is not None:
+                evidence_T2S[t][:, visual_TS[t]] = known.to(self.device)
         option_TS = announced(packed, row_T, position_T)
         option_T, place_T = option_TS.nonzero(as_tuple=True)
         letter_T2S = torch.zeros(len(option_T), 2, option_TS.shape[1], dtype=torch.bool, device=self.device)
@@ -158,20 +216,20 @@ class InstructionModule(TrainingModule):
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Greedy answers, teacher-forced: an answer is right where every one of its tokens is the most probable."""
-        packed, logits, targets = self(batch, self.stride)
+        rows, logits, targets = self(batch, self.stride)
         right = (logits.argmax(1) == targets).tolist()
-        supervised_BS = packed.turn_BS >= 0
-        where = list(zip(supervised_BS.nonzero()[:, 0].tolist(), packed.turn_BS[supervised_BS].tolist()))
-        counted = torch.tensor([batch["questions"][b][turn].get("valid", True) for b, turn in where])
+        row_T, turn_T = places(rows.packed)
+        where = list(zip(row_T.tolist(), turn_T.tolist()))
+        counted = torch.tensor([rows.asked[b][turn].get("valid", True) for b, turn in where], dtype=torch.bool)
         if counted.any():
             loss = F.cross_entropy(logits[counted], targets[counted])
             self.log("val/loss", loss, batch_size=int(counted.sum()))
         correct: dict[tuple[int, int], bool] = {}
         for place, ok in zip(where, right):
             correct[place] = correct.get(place, True) and ok
-        rows = [batch["questions"][b][turn] for b, turn in correct]
-        valid = [row.get("valid", True) for row in rows]
-        self.accuracy.update(list(correct.values()), [row["kind"] for row in rows], valid)
+        asked = [rows.asked[b][turn] for b, turn in correct]
+        valid = [row.get("valid", True) for row in asked]
+        self.accuracy.update(list(correct.values()), [row["kind"] for row in asked], valid)
 
     def on_validation_epoch_end(self) -> None:
         scores = self.accuracy.compute()
@@ -186,6 +244,17 @@ class InstructionModule(TrainingModule):
         if not self.training or len(rows) <= self.max_turns:
             return rows
         return random.sample(rows, self.max_turns)
+
+
+def _origins(rows: Rows) -> tuple[Tensor, Tensor, list[str]]:
+    """Number of each supervised token's sample and of its source (-1: none), each (T,), and the sources' names."""
+    row_T, turn_T = places(rows.packed)
+    names = sorted({row["source"] for asked in rows.asked for row in asked if row.get("source")})
+    table_BN = torch.full((len(rows.asked), max(map(len, rows.asked))), -1)
+    for b, asked in enumerate(rows.asked):
+        for n, row in enumerate(asked):
+            table_BN[b, n] = names.index(row["source"]) if row.get("source") else -1
+    return row_T * table_BN.shape[1] + turn_T, table_BN.to(row_T.device)[row_T, turn_T], names
 
 
 def _strided(grid: tuple[int, int], stride: int) -> Tensor:

@@ -12,6 +12,7 @@ from cropl.grid import GRID, Region
 from cropl.metrics.area import AreaRecall
 from cropl.models.localizer import COVERAGE_KEY, check_coverage, coordinates, stored_coverage
 from cropl.modules.instruction import InstructionModule
+from cropl.modules.token_loss import Weighting
 from cropl.prompt import RegionCodec, localizer_prompt
 
 
@@ -23,10 +24,12 @@ class LocalizerModule(InstructionModule):
         codec: ``tokens`` (16 added coordinate tokens, new rows of the embedding table) or ``digits``.
         coverage: of validation and of the exported checkpoint, see :class:`~cropl.models.localizer.Localizer`; 0 takes
             the most probable coordinates, None what ``checkpoint`` has.
-        model_options, freeze_projector, evidence_weight: see :class:`InstructionModule`.
+        max_tokens, model_options, freeze_projector, evidence_weight, loss_weighting: see :class:`InstructionModule`.
 
-    Batches are those of :class:`InstructionModule`; each question also has its ``region`` on the 8 x 8 grid. Validation
-    decodes as inference does, constrained and step by step, and logs the paper's four recall columns (Table 9).
+    Batches are those of :class:`InstructionModule`; each question also has its ``region`` on the 8 x 8 grid. One whose
+    ``localize`` is False has no evidence: it is trained as the conversation that it is (the paper's mix has general
+    answers too), and not scored. Validation decodes as inference does, constrained and step by step, and logs the
+    paper's four recall columns (Table 9).
     """
 
     def __init__(
@@ -35,17 +38,20 @@ class LocalizerModule(InstructionModule):
         codec: str = "tokens",
         coverage: float | None = None,
         max_turns: int = 10,
+        max_tokens: int = 2048,
         model_options: dict[str, Any] | None = None,
         freeze_projector: bool = False,
         evidence_weight: float = 0.0,
+        loss_weighting: Weighting = "token",
         lr: float = 2e-5,
         weight_decay: float = 0.01,
         warmup: float = 0.03,
         muon: bool = False,
     ):
         super().__init__(
-            checkpoint, max_turns=max_turns, model_options=model_options, freeze_projector=freeze_projector,
-            evidence_weight=evidence_weight, lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon,
+            checkpoint, max_turns=max_turns, max_tokens=max_tokens, model_options=model_options,
+            freeze_projector=freeze_projector, evidence_weight=evidence_weight, loss_weighting=loss_weighting,
+            lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon,
         )  # fmt: skip
         self.codec = RegionCodec(codec)  # type: ignore[arg-type]
         if add_tokens(self.model, self.tokenizer, self.codec.added_tokens):
@@ -56,25 +62,36 @@ class LocalizerModule(InstructionModule):
         setattr(self.model.config, COVERAGE_KEY, self.coverage)
         self.recall = AreaRecall()
 
-    def as_turn(self, row: dict[str, Any]) -> Turn:
-        return self.prompts.turn(localizer_prompt(row["question"]), self.codec.encode(Region(*row["region"])))
+    def as_turn(self, row: dict[str, Any], image: bool) -> Turn:
+        if not _is_located(row):
+            return super().as_turn(row, image)
+        answer = self.codec.encode(Region(*row["region"]))
+        return self.prompts.turn([(localizer_prompt(row["question"]), answer)], image, clean=False)
 
     def validation_step(self, batch: dict[str, Any], index: int) -> dict[str, Any]:  # type: ignore[override]
         """Constrained decoding, one coordinate at a time, on the packed rows; returns the regions."""
         predicted = self.locate(batch)
         asked = [row for rows in batch["questions"] for row in rows]
-        truth = [Region(*row["region"]) for row in asked]
-        self.recall.update(predicted, truth, [row.get("valid", True) for row in asked])
+        scored = [(region, row) for region, row in zip(predicted, asked) if region is not None]
+        self.recall.update(
+            [region for region, _ in scored],
+            [Region(*row["region"]) for _, row in scored],
+            [row.get("valid", True) for _, row in scored],
+        )
         return {"regions": predicted}
 
     @torch.no_grad()
-    def locate(self, batch: dict[str, Any]) -> list[Region]:
-        """Regions of the batch's questions, in order, decoded one coordinate after the other."""
+    def locate(self, batch: dict[str, Any]) -> list[Region | None]:
+        """Regions of the batch's questions, in order, one coordinate after the other; None where there is none."""
         guessed = [[{**row, "region": (0, 0, 7, 7)} for row in rows] for rows in batch["questions"]]
-        flat = [row for rows in guessed for row in rows]
+        images = batch.get("images", range(len(guessed)))
+        due = [([row for row in rows if _is_located(row)], image) for rows, image in zip(guessed, images)]
+        due = [(rows, image) for rows, image in due if rows]
+        asked = {**batch, "questions": [rows for rows, _ in due], "images": [image for _, image in due]}
         codes = self.coordinate_ids().to(self.device)
-        for step in range(4):
-            _, logits, targets = self({**batch, "questions": guessed})
+        for step in range(4 if due else 0):
+            packed_rows, logits, targets = self(asked)
+            flat = [row for rows in packed_rows.asked for row in rows]  # in the order of their logits
             at_coordinates = logits[torch.isin(targets, codes)].reshape(len(flat), 4, -1)
             scores_BG = at_coordinates[:, step, codes[step % 2]]
             if step >= 2:
@@ -83,7 +100,7 @@ class LocalizerModule(InstructionModule):
                 scores_BG = scores_BG.masked_fill(lower_BG, float("-inf"))
             for row, chosen in zip(flat, coordinates(scores_BG, step, self.coverage).tolist()):
                 row["region"] = (*row["region"][:step], chosen, *(GRID - 1 for _ in range(3 - step)))
-        return [Region(*row["region"]) for row in flat]
+        return [Region(*row["region"]) if _is_located(row) else None for rows in guessed for row in rows]
 
     def coordinate_ids(self) -> Tensor:
         """Token ids (2, 8) of the coordinates 0..7 of x and of y, in the codec's style."""
@@ -97,6 +114,12 @@ class LocalizerModule(InstructionModule):
         scores = self.recall.compute()
         self.log_dict({f"val/{k}": float(v) for k, v in scores.items() if k != "n"}, prog_bar=True)
         self.recall.reset()
+
+
+def _is_located(row: dict[str, Any]) -> bool:
+    """Whether a question's region is a truth to learn; the testbed's always is."""
+    located: bool = row.get("localize", True)
+    return located
 
 
 def add_tokens(model: Any, tokenizer: Any, tokens: Any) -> bool:

@@ -7,7 +7,9 @@ import pickle
 import pytest
 import torch
 
-from cropl.models.packed import PackedPrompts, packed_logits
+from cropl.data.packing import Document
+from cropl.models.inputs import as_encoder_output
+from cropl.models.packed import PackedPrompts, packed_logits, places
 from cropl.models.vlm import load_vlm
 from cropl.testbed.build import build_llava, build_qwen2_vl
 from cropl.testbed.questions import questions
@@ -22,26 +24,92 @@ def checkpoint(request, tmp_path_factory):
 
 
 def test_packed_logits_are_those_of_separate_rows(checkpoint):
+    """Pictures with several questions, conversations and texts in shared rows, against what inference computes."""
     vlm = load_vlm(checkpoint)
     prompts = PackedPrompts(vlm)
     scenes = [scene("val", 3), scene("val", 4)]
     pictures = [one.render() for one in scenes]
-    asked = [questions(one)[:3] for one in scenes]
+    talks = [[(q.text, q.answer) for q in questions(one)[:3]] for one in scenes]
+    text = [("What colour is the square ?", "red"), ("How many are there ?", "two. three"), ("Yes or no?", "yes")]
     with torch.no_grad():
         features = vlm.encode_images(pictures)
         grids = [(g.rows, g.cols) for g in vlm.inputs(pictures, ["?", "?"]).grids]
-        rows = [[prompts.turn(q.text, q.answer) for q in qs] for qs in asked]
-        packed = prompts.pack([prompts.prefix(grid) for grid in grids], rows)
+        asked = [
+            (None, [text]),
+            (0, [[turn] for turn in talks[0]]),
+            (None, [text[::-1]]),
+            (1, [talks[1], talks[0][:1]]),
+            (None, [text[:1], text[1:]]),
+        ]
+        documents = []
+        for image, turns in asked:
+            prefix, positions = prompts.prefix(None if image is None else grids[image])
+            made = [prompts.turn(turn, image is not None) for turn in turns]
+            documents.append(Document(prefix, positions, made))
+        rows = [[0, 1, 2], [4, 3]]
+        packed = prompts.pack([[documents[i] for i in row] for row in rows])
         logits, targets = packed_logits(vlm, packed, features)
         at = 0
-        for picture, qs, turns in zip(pictures, asked, rows):
-            for question, turn in zip(qs, turns):
-                one = vlm.inputs([picture], [question.text])
-                alone = vlm.model(**one.kwargs()).logits[0, -1]
-                assert targets[at : at + len(turn.answer)].tolist() == turn.answer
-                torch.testing.assert_close(logits[at], alone, atol=1e-4, rtol=1e-4)
-                at += len(turn.answer)
+        for image, turns in (asked[i] for row in rows for i in row):
+            for turn in turns:
+                alone, labels = separate(vlm, turn, None if image is None else (features[image], grids[image]))
+                assert targets[at : at + len(labels)].tolist() == labels and len(labels) > 1
+                torch.testing.assert_close(logits[at : at + len(labels)], alone, atol=1e-4, rtol=1e-4)
+                at += len(labels)
     assert at == len(logits)
+    row_T, turn_T = places(packed)
+    assert row_T.diff().min() == 0 and turn_T[row_T == 0].unique().tolist() == [0, 1, 2, 3, 4]
+    assert float(packed.padding) == pytest.approx(1 - sum(map(len, documents)) / packed.input_ids_BS.numel(), abs=1e-6)
+
+
+def separate(vlm, turns, picture):
+    """Logits and labels of one conversation by the model's own forward, with its own positions and causal mask."""
+    ids, labels = vlm.conversation_ids(turns, picture is not None)
+    if picture is not None:
+        at = ids.index(vlm.image_token_id)
+        count = len(picture[0]) - 1
+        ids[at:at], labels[at:at] = [vlm.image_token_id] * count, [-100] * count
+    ids_BS = torch.tensor([ids])
+    inputs = {"input_ids": ids_BS}
+    if picture is not None:
+        inputs["mm_encoder_outputs"] = as_encoder_output([picture[0]])
+    if vlm.merge > 1 and picture is not None:
+        inputs["mm_token_type_ids"] = vlm.visual_mask(ids_BS).int()
+        inputs["image_grid_thw"] = torch.tensor([[1, *(vlm.merge * side for side in picture[1])]])
+    logits_SW = vlm.model(**inputs).logits[0]
+    where = [i for i, label in enumerate(labels) if label != -100]
+    return logits_SW[[i - 1 for i in where]], [labels[i] for i in where]
+
+
+def test_no_document_sees_another(checkpoint):
+    """Other neighbours, in another row of another length: not a bit of difference beyond rounding."""
+    vlm = load_vlm(checkpoint, dtype=torch.float64)
+    prompts = PackedPrompts(vlm)
+
+    def text(word):
+        return Document(*prompts.prefix(None), [prompts.turn([("What is it ?", word), ("And ?", "no")], False)])
+
+    with torch.no_grad():
+        alone, _ = packed_logits(vlm, prompts.pack([[text("red")]]), [])
+        rows = prompts.pack([[text("blue")], [text("blue"), text("red"), text("one two three")]])
+        among, targets = packed_logits(vlm, rows, [])
+    row_T, turn_T = places(rows)
+    chosen = (row_T == 1) & (turn_T == 1)
+    assert targets[chosen].tolist() == [i for i in text("red").turns[0].labels if i != -100]
+    torch.testing.assert_close(among[chosen], alone, atol=1e-10, rtol=1e-10)
+
+
+def test_features_are_counted(checkpoint):
+    vlm = load_vlm(checkpoint)
+    prompts = PackedPrompts(vlm)
+    document = Document(*prompts.prefix((2, 3)), [prompts.turn([("What is it?", "red")])])
+    with pytest.raises(ValueError, match="6 image placeholders, and there are 7"):
+        packed_logits(vlm, prompts.pack([[document]]), [torch.zeros(7, 64)])
+
+
+def test_attention_without_a_mask_of_pairs_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="'eager'.*'sdpa'"):
+        PackedPrompts(load_vlm(checkpoint, attn_implementation="eager"))
 
 
 def test_prepared_pictures_give_the_tokens_of_inference(checkpoint):
@@ -72,8 +140,9 @@ def test_questions_cannot_smuggle_images(checkpoint):
     vlm = load_vlm(checkpoint)
     prompts = PackedPrompts(vlm)
     question = f"What <image> <|image_pad|> {vlm.tokenizer.convert_ids_to_tokens(prompts.image_id)} is it?"
-    turn = prompts.turn(question, "red")
-    assert prompts.image_id not in turn.prompt + turn.answer
+    turn = prompts.turn([(question, "red")])
+    assert prompts.image_id not in turn.ids
     inputs = vlm.inputs([scene("val", 3).render()], [question])
     assert vlm.visual_mask(inputs.tensors["input_ids"]).sum() == inputs.grids[0].num_tokens
-    assert inputs.tensors["input_ids"][0, -len(turn.prompt) :].tolist() == turn.prompt
+    prompt = turn.ids[: next(i for i, label in enumerate(turn.labels) if label != -100)]
+    assert inputs.tensors["input_ids"][0, -len(prompt) :].tolist() == prompt

@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from cropl.datamodules.testbed import collate_scenes
+from cropl.grid import Region
 from cropl.metrics.answer import exact_match
+from cropl.models.packed import places
 from cropl.models.vlm import load_vlm
 from cropl.modules.dense_labels import DenseLabelModule
 from cropl.modules.instruction import InstructionModule, _strided
+from cropl.modules.localizer import LocalizerModule
 from cropl.testbed.build import build_llava, build_qwen2_vl
 from cropl.testbed.cache import SceneCache
 from cropl.testbed.samples import samples
@@ -144,3 +147,86 @@ def test_repeated_samples_are_not_scored(prepared):
         module.validation_step(module.collate([*one, replace(one[0], valid=False)]), 0)
     assert int(module.accuracy.counts[:, 1].sum()) == 6
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def localizer(tmp_path_factory):
+    torch.manual_seed(0)
+    return LocalizerModule(str(build_qwen2_vl(tmp_path_factory.mktemp("qwen2_vl"), layers=2, width=64)))
+
+
+def _text(key="text"):
+    empty = {"boxes": [], "width": 0, "height": 0, "image": None, "source": "texts"}
+    return replace(
+        samples("train", 1)[0], key=key, region=Region.full(), question="How many?", answers=["yes"],
+        followups=[("What is it?", "red star")], **empty,
+    )  # fmt: skip
+
+
+def test_a_localizer_learns_answers_where_there_are_no_boxes(localizer):
+    one, two = samples("train", 2)
+    batch = localizer.collate([_text(), one, replace(two, boxes=[], region=Region.full())])
+    rows = [localizer._rows(batch, 1)]
+    localizer.train()
+    rows.append(localizer._rows(batch, 1))
+    for each in rows:
+        row_T, turn_T = places(each.packed)
+        labels_T = each.packed.labels_BS[each.packed.turn_BS >= 0]
+        learnt = {}
+        for b, asked in enumerate(each.asked):
+            for n, row in enumerate(asked):
+                ids = labels_T[(row_T == b) & (turn_T == n)]
+                learnt[row["key"]] = localizer.tokenizer.decode(ids).replace(" ", "").lower()
+        a, b, c, d = one.region.as_tuple()
+        end = "<|im_end|>"
+        assert learnt == {
+            "text": f"yes{end}redstar{end}",
+            one.key: f"<x_{a}><y_{b}><x_{c}><y_{d}>.{end}",
+            two.key: f"{two.answers[0]}{end}",
+        }
+    losses = _losses(localizer, batch)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_regions_come_in_the_order_of_the_questions(localizer, monkeypatch):
+    """Whatever rows they were packed in; None for what has no region."""
+    localizer.eval()
+    asked = samples("val", 12)[::4]
+    alone = [localizer.locate(localizer.collate([one]))[0] for one in asked]
+    assert len(set(alone)) > 1
+    batch = localizer.collate([asked[0], _text(), asked[1], asked[2]])
+    assert localizer.locate(batch) == [alone[0], None, *alone[1:]]
+    monkeypatch.setattr("cropl.modules.instruction.rows_of", lambda lengths: [[2, 0], [1]])
+    assert localizer.locate(batch) == [alone[0], None, *alone[1:]]
+    assert localizer.validation_step(batch, 0)["regions"] == [alone[0], None, *alone[1:]]
+    assert localizer.recall.compute()["n"] == 3
+    localizer.recall.reset()
+    assert localizer.validation_step(localizer.collate([_text()]), 0) == {"regions": [None]}
+
+
+def test_rows_that_are_shared_train_the_same(tmp_path, monkeypatch):
+    """Loss and evidence of three documents in one row, in three, and in two in another order."""
+    checkpoint = str(build_qwen2_vl(tmp_path, layers=4, width=64))
+    module = InstructionModule(checkpoint, evidence_weight=0.5, evidence_layers=(1, 2)).train()
+    module.log = module.log_dict = lambda *args, **kwargs: None
+    batch = module.collate([_text(), *samples("train", 3)[::2]])
+    losses = []
+    for rows in ([[0], [1], [2]], [[0, 1, 2]], [[2, 0], [1]]):
+        monkeypatch.setattr("cropl.modules.instruction.rows_of", lambda lengths, rows=rows: rows)
+        losses.append(module.training_step(batch, 0).item())
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_a_conversation_is_right_where_all_its_answers_are(prepared):
+    module = InstructionModule(prepared[0]).train()
+    _losses(module, module.collate([_text()]), steps=25)
+    module.eval()
+    scores = []
+    for followup in ("red star", "red square"):
+        batch = module.collate([replace(_text(), followups=[("What is it?", followup)])])
+        with torch.no_grad():
+            module.validation_step(batch, 0)
+        scores.append(float(module.accuracy.compute()["accuracy"]))
+        assert int(module.accuracy.counts[:, 1].sum()) == 1
+        module.accuracy.reset()
+    assert scores == [1, 0]
