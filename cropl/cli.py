@@ -37,7 +37,9 @@ COMMANDS = {
     "evaluate": "answer a benchmark with several pruning methods and compare them",
     "ask": "ask one question about one image",
     "shards": "build, verify and inspect shards of training and test data",
+    "bench": "measure speed",
     "quickstart": "the whole path on the built-in testbed, in a few minutes",
+    "check": "say whether recipes can run here, and what is missing",
     "ls": "list the built-in recipes",
     "show": "print a recipe",
     "cp": "copy a recipe, to change it",
@@ -62,7 +64,8 @@ def _dispatch(verb: str, rest: list[str]) -> int:
         return _train([verb, *recipe.resolve_config_flags(rest)])
     if verb in COMMANDS:
         command = importlib.import_module(f"cropl.commands.{verb}")
-        return int((command.run(rest, training_cli) if verb == "quickstart" else command.run(rest)) or 0)
+        trains = verb in ("check", "quickstart")
+        return int((command.run(rest, training_cli) if trains else command.run(rest)) or 0)
     raise UsageError(f"unknown command {verb!r}{nearest(verb, [*TRAINING_VERBS, *COMMANDS], 'commands')}")
 
 
@@ -78,8 +81,13 @@ def _train(args: list[str]) -> int:
     return 0
 
 
-def training_cli(args: Sequence[str], run: bool = True) -> LightningCLI:
-    """LightningCLI over ``args`` (verb first, recipes as paths); with ``run=False`` it parses and instantiates only.
+def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True) -> LightningCLI:
+    """LightningCLI over ``args``: the verb first, recipes as paths.
+
+    Args:
+        args: the arguments; without a verb where nothing is run.
+        run: whether the verb is run; otherwise trainer, model and data are only made.
+        instantiate: whether even that is done; otherwise the arguments are only parsed and checked.
 
     Raises:
         UsageError: Lightning cannot do what is asked on this machine (an accelerator that is not there).
@@ -96,6 +104,10 @@ def training_cli(args: Sequence[str], run: bool = True) -> LightningCLI:
     class Command(LightningCLI):
         def _parse_ckpt_path(self) -> None:
             """A checkpoint's hyperparameters must not overrule the recipe and the command line."""
+
+        def instantiate_classes(self) -> None:
+            if instantiate:
+                super().instantiate_classes()
 
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.set_defaults({"seed_everything": 0})

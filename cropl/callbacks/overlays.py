@@ -39,12 +39,13 @@ class RegionOverlays(L.Callback):
         if missing <= 0 or not trainer.is_global_zero:
             return
         predicted = iter(outputs["regions"] if outputs else [])
-        for picture, rows in zip(batch["pictures"], batch["questions"]):
+        images = batch.get("images", range(len(batch["questions"])))
+        for image, rows in zip(images, batch["questions"]):
             for row in rows:
                 region = next(predicted, None)
-                if region is not None and len(self._drawn) < self.count:
+                if region is not None and image is not None and len(self._drawn) < self.count:
                     regions = [(Region(*row["region"]), TRUE), (region, PREDICTED)]
-                    self._drawn.append(draw_regions(picture(), row["question"], regions))
+                    self._drawn.append(draw_regions(batch["pictures"][image](), row["question"], regions))
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not self._drawn or trainer.sanity_checking:

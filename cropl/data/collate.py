@@ -11,11 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cropl.data.sample import Sample
+from cropl.data.sample import Box, Sample
 from cropl.grid import Region, TokenGrid
 from cropl.prompt import clean_question
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,7 @@ def _row(sample: Sample, grid: TokenGrid | None) -> dict[str, Any]:
         "valid": sample.valid,
     }
     if grid is not None:
-        boxes = [] if sample.region == Region.full() else sample.boxes
+        size = grid.image_width, grid.image_height  # a large image may have been decoded at a fraction of its size
+        boxes = [] if sample.region == Region.full() else sample.boxes_on(*size)
         row["evidence"] = cells_in(boxes, grid).expand(2, -1)
     return row

@@ -94,11 +94,11 @@ class Sample:
         except ValueError as error:
             raise ValueError(f"sample {self.key!r}: {error}") from None
 
-    def boxes_on(self, picture: Image.Image) -> list[Box]:
-        """The boxes in pixels of `picture`, which may be the image in another size."""
-        if picture.size == (self.width, self.height):
+    def boxes_on(self, width: int, height: int) -> list[Box]:
+        """The boxes in pixels of the image in another size."""
+        if (width, height) == (self.width, self.height):
             return list(self.boxes)
-        x, y = picture.width / self.width, picture.height / self.height
+        x, y = width / self.width, height / self.height
         return [(x0 * x, y0 * y, x1 * x, y1 * y) for x0, y0, x1, y1 in self.boxes]
 
     def to_json(self) -> dict[str, Any]:

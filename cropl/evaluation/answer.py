@@ -96,7 +96,7 @@ def answer_all(
 
 def _warm_up(vlm: VLM, sample: Sample) -> None:
     """One untimed token: the first forward pays for start-up, and dense, which comes first, would look slow."""
-    vlm.generate(vlm.inputs([displayed(sample)], [sample.question]), max_new_tokens=1, do_sample=False)
+    vlm.generate(vlm.inputs([displayed(sample)], [sample.asked]), max_new_tokens=1, do_sample=False)
     _wait(vlm)
 
 
@@ -125,12 +125,12 @@ def _answer_chunk(
     answers: Answers,
     advance: Callable[[str, int], None],
 ) -> None:
-    ordered = sorted(indices, key=lambda index: (-run.kept[index], len(samples[index].question), index))
+    ordered = sorted(indices, key=lambda index: (-run.kept[index], len(samples[index].asked), index))
     for start in range(0, len(ordered), batch_size):
         batch = ordered[start : start + batch_size]
         pictures = [images[index] for index in batch]
         encoded = [features[index] for index in batch] if features else vlm.encode_images(pictures)
-        inputs = vlm.inputs(pictures, [samples[index].question for index in batch], encoded)
+        inputs = vlm.inputs(pictures, [samples[index].asked for index in batch], encoded)
         _wait(vlm)
         began = time.perf_counter()
         with pruning(vlm, run, samples, batch) as patch:
@@ -168,7 +168,7 @@ def _probe(
     vlm: VLM, samples: Sequence[Sample], run: Run, index: int, image: Image.Image, features: torch.Tensor
 ) -> int:
     """Bytes of the key-value cache after the prefill of one question, read off the cache itself."""
-    inputs = vlm.inputs([image], [samples[index].question], [features])
+    inputs = vlm.inputs([image], [samples[index].asked], [features])
     with pruning(vlm, run, samples, [index]):
         output = vlm.model(**inputs.kwargs(), use_cache=True, logits_to_keep=1)
     return kv_bytes(output.past_key_values)

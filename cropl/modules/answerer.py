@@ -99,7 +99,7 @@ class AnswererModule(L.LightningModule):
     def answer(self, samples: Sequence[Sample]) -> tuple[list[str], list[Region] | None, list[int]]:
         """Answers, regions and visual tokens kept, one each per sample."""
         images = [sample.picture() for sample in samples]
-        inputs = self.vlm.inputs(images, [sample.question for sample in samples])
+        inputs = self.vlm.inputs(images, [sample.asked for sample in samples])
         regions = self.regions(images, samples)
         if self.method is None:
             texts = self.vlm.generate(inputs, max_new_tokens=self.max_new_tokens)
