@@ -2,8 +2,8 @@
 
 Lightning counts micro-batches and epochs by itself, and its counters alone do not bring a run back to its place. The
 number of micro-batches per optimizer step changes with the number of processes. A checkpoint may be written inside a
-step, whose gradients it does not hold (`ModelCheckpoint` does so right after a resume): the step must then be done again
-from its start. And an epoch that began by resuming at the end of the one before is never counted as begun. So the
+step, whose gradients it does not hold (`ModelCheckpoint` does so right after a resume): the step must then be done
+again from its start. And an epoch that began by resuming at the end of the one before is never counted as begun. So the
 counters of a checkpoint are worked out anew from the position before Lightning reads them.
 """
 

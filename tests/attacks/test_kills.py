@@ -8,7 +8,9 @@ from tests.attacks.kills import check
 
 
 @pytest.mark.parametrize(
-    ("worlds", "workers"), [([1], 2), ([2], 0), ([2, 1], 0)], ids=["one-rank", "two-ranks", "both-by-turns"]
+    ("worlds", "workers"),
+    [([1], 2), ([2], 0), ([2, 1], 0), pytest.param([2], 1, marks=pytest.mark.slow)],
+    ids=["one-rank", "two-ranks", "both-by-turns", "two-ranks-with-workers"],
 )
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_killed_training_continues_exactly(tmp_path: Path, worlds: list[int], workers: int, kills: int) -> None:

@@ -1,4 +1,4 @@
-"""Every published file that is at hand, built as a user builds it: counts match the file, regions an independent rule."""
+"""Every published file that is at hand, built as a user builds it: counts match, regions follow an independent rule."""
 
 import json
 import re
