@@ -15,10 +15,11 @@ from torch import Tensor
 from cropl.data.collate import SampleCollate
 from cropl.data.packing import IGNORE, Document, Packed, Turn, fit, rows_of
 from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy
-from cropl.models.attention import LayerInput, watched
+from cropl.models.attention import watched
 from cropl.models.export import write_checkpoint
-from cropl.models.packed import PackedPrompts, first_positions, packed_logits, places
+from cropl.models.packed import PackedPrompts, packed_logits, places
 from cropl.models.vlm import load_vlm
+from cropl.modules.evidence import EvidenceLoss
 from cropl.modules.token_loss import TokenLossModule, Weighting
 from cropl.testbed import weights
 
@@ -59,11 +60,8 @@ class InstructionModule(TokenLossModule):
         model_options: further arguments of ``load_vlm``, such as Qwen2-VL's ``max_pixels``, or LLaVA's ``system``.
         freeze_projector: leave the projector (or merger) as it is, as well as the tower: where both come from dense
             labels, training from answers alone would only blur where things lie.
-        evidence_weight: weight of a second loss, minus the log of the attention that half of the heads of
-            ``evidence_layers`` pay to the question's evidence, where the answer begins. In the layer before, the option
-            whose letter is the answer looks at this letter; in the layer after, the answer looks at this option. A tiny
-            model finds by itself what to look at only after a long plateau. 0 leaves it out.
-        evidence_layers: consecutive 0-based decoder layers, with one more before and after them.
+        evidence_weight: weight of a second loss that tells a tiny model what to look at; 0 leaves it out.
+        evidence_layers: see :class:`~cropl.modules.evidence.EvidenceLoss`.
 
     Batches are those of :class:`~cropl.data.collate.SampleCollate`, or of the testbed's scenes: ``pixels``, ``grids``
     (patches), ``images`` (of each document the number of its picture or None; without it, document i shows picture i),
@@ -96,13 +94,8 @@ class InstructionModule(TokenLossModule):
         self.vlm.tower.requires_grad_(False)
         self.vlm.projector.requires_grad_(not freeze_projector)
         self.tokenizer = self.vlm.tokenizer
-        self.evidence_weight, self.evidence_layers = evidence_weight, tuple(evidence_layers)
-        layers = self.vlm.num_layers
-        if evidence_weight and not 1 <= min(self.evidence_layers) <= max(self.evidence_layers) <= layers - 2:
-            raise ValueError(
-                f"evidence_layers {list(self.evidence_layers)}: needs one more decoder layer before and after them, "
-                f"and this model has {layers}; choose layers in 1..{layers - 2}, or evidence_weight 0"
-            )
+        self.evidence_weight = evidence_weight
+        self.evidence = EvidenceLoss(self.vlm, evidence_layers) if evidence_weight else None
         self.prompts = PackedPrompts(self.vlm)
         self.accuracy = AnswerAccuracy(kinds)
 
@@ -159,60 +152,20 @@ class InstructionModule(TokenLossModule):
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         rows = self._rows(batch, self.stride)
         packed = rows.packed
-        first, last = min(self.evidence_layers), max(self.evidence_layers)
-        guided = range(first - 1, last + 2) if self.evidence_weight else ()
-        with watched(self.vlm.decoder, guided) as seen:
+        with watched(self.vlm.decoder, self.evidence.layers if self.evidence else ()) as seen:
             logits, targets = packed_logits(self.vlm, packed, rows.features)
         loss, weight = self.summed(F.cross_entropy(logits, targets, reduction="none"), *_origins(rows))
         self.log_dict({"train/padding": packed.padding, "train/cut": rows.cut}, batch_size=len(packed.input_ids_BS))
         if len(targets):
             right = (logits.argmax(1) == targets).float().mean()
             self.log("train/token_accuracy", right, prog_bar=True, batch_size=len(targets))
-        if seen:
-            missed = self._missed(seen, packed, rows.evidence)
+        if self.evidence:
+            missed = self.evidence(seen, packed, rows.evidence)
             self.log("train/evidence", (-missed).exp(), prog_bar=True, batch_size=max(1, len(targets)))
             loss = loss + self.evidence_weight * weight * missed
         for idle_VD in rows.idle:  # all that trains takes part in every step, or processes would wait for one another
             loss = loss + 0 * idle_VD.sum()
         return loss
-
-    def _missed(self, layers: dict[int, LayerInput], packed: Packed, evidence: list[list[Tensor | None]]) -> Tensor:
-        """Minus the mean log attention of the guided heads to what they should look at; 0 where nothing is asked."""
-        row_T, position_T, turn_T = first_positions(packed)
-        evidence_T2S = torch.zeros(len(row_T), 2, packed.input_ids_BS.shape[1], dtype=torch.bool, device=self.device)
-        visual_TS = self.vlm.visual_mask(packed.input_ids_BS)[row_T] & packed.mask_B1SS[row_T, 0, position_T]
-        for t, (row, turn) in enumerate(zip(row_T.tolist(), turn_T.tolist())):
-            known = evidence[row][turn]
-            if known is not None:
-                evidence_T2S[t][:, visual_TS[t]] = known.to(self.device)
-        option_TS = announced(packed, row_T, position_T)
-        option_T, place_T = option_TS.nonzero(as_tuple=True)
-        letter_T2S = torch.zeros(len(option_T), 2, option_TS.shape[1], dtype=torch.bool, device=self.device)
-        letter_T2S[torch.arange(len(option_T)), :, place_T - 1] = True
-
-        first, last = min(self.evidence_layers), max(self.evidence_layers)
-        lost = []
-        for index, layer in layers.items():
-            if index < first:
-                lost += self._lost(layer, packed, row_T[option_T], place_T, letter_T2S)
-            else:
-                wanted_T2S = option_TS[:, None].expand(-1, 2, -1) if index > last else evidence_T2S
-                lost += self._lost(layer, packed, row_T, position_T, wanted_T2S)
-        return torch.stack(lost).mean() if lost else evidence_T2S.new_zeros((), dtype=torch.float32)
-
-    def _lost(
-        self, layer: LayerInput, packed: Packed, row_T: Tensor, position_T: Tensor, wanted_T2S: Tensor
-    ) -> list[Tensor]:
-        """Minus the mean log attention of two quarters of the heads to ``wanted_T2S``; nothing if no row asks."""
-        asked_T = wanted_T2S.any(2).all(1)
-        if not asked_T.any():
-            return []
-        row_T, position_T = row_T[asked_T], position_T[asked_T]
-        log_THS = layer.rows(row_T, position_T, packed.mask_B1SS[row_T, 0, position_T])
-        heads = log_THS.shape[1] // 4
-        guided_T2HS = log_THS[:, : 2 * heads].unflatten(1, (2, heads))
-        seen_T2H = guided_T2HS.masked_fill(~wanted_T2S[asked_T][:, :, None], float("-inf")).logsumexp(-1)
-        return [-seen_T2H.clamp(min=-20).mean()]
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
         """Greedy answers, teacher-forced: an answer is right where every one of its tokens is the most probable."""
@@ -263,11 +216,3 @@ def _strided(grid: tuple[int, int], stride: int) -> Tensor:
     row = torch.arange(int(torch.randint(stride, ())), rows, stride)
     column = torch.arange(int(torch.randint(stride, ())), columns, stride)
     return (row[:, None] * columns + column[None]).flatten()
-
-
-def announced(packed: Packed, row_T: Tensor, position_T: Tensor) -> Tensor:
-    """Bool (T, S): the tokens behind the answer in its own prompt (in "A red B blue", A announces red)."""
-    allowed_TS = packed.mask_B1SS[row_T, 0, position_T]
-    said_TS = (packed.input_ids_BS[row_T] == packed.labels_BS[row_T, position_T][:, None]) & allowed_TS
-    said_TS[torch.arange(len(row_T), device=said_TS.device), position_T] = False
-    return said_TS.roll(1, dims=1) & allowed_TS
