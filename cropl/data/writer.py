@@ -168,7 +168,8 @@ def _image(sample: Sample) -> dict[str, bytes]:
         return {}
     if isinstance(sample.image, Image.Image):
         buffer = io.BytesIO()
-        sample.image.convert("RGB").save(buffer, "PNG")
+        plain = sample.image if sample.image.mode in ("L", "P", "RGB") else sample.image.convert("RGB")
+        plain.save(buffer, "PNG")
         data, size = buffer.getvalue(), sample.image.size
     else:
         name = f"of sample {sample.key!r}" if isinstance(sample.image, bytes) else repr(str(sample.image))

@@ -73,6 +73,7 @@ def expected_region(boxes: np.ndarray, width: int, height: int) -> list[int]:
     return [int(value) for value in (*first, *last)]
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FILES])
 def test_a_published_file_becomes_shards(name: str, published: Any, tmp_path: Path) -> None:
     file, recipe, variables = FILES[name]
