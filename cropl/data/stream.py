@@ -8,6 +8,8 @@ False), so that no later sample moves; it is counted, and too many are an error.
 from __future__ import annotations
 
 import multiprocessing
+import pickle
+import pickletools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
@@ -117,11 +119,12 @@ class StreamLoader:
         return self.batches
 
     def __iter__(self) -> Iterator[Any]:
+        stream = self.open_stream()
         loader = DataLoader(
-            self.open_stream(),
+            stream,
             batch_size=None,
             num_workers=self.num_workers,
-            multiprocessing_context=self._context(),
+            multiprocessing_context=self._context(stream),
             collate_fn=pack if self.num_workers else _as_is,
         )
         skipped: list[str] = []
@@ -136,13 +139,16 @@ class StreamLoader:
                 )
             yield delivery.batch
 
-    def _context(self) -> BaseContext | None:
+    def _context(self, stream: SampleStream) -> BaseContext | None:
         if not self.num_workers:
             return None
         context = multiprocessing.get_context(self.start_method)
         if self.start_method == "forkserver":
-            # The server imports torch once; the workers, new in every epoch, are forked from it in no time.
-            context.set_forkserver_preload(["__main__", __name__])
+            # The server imports once what the stream needs; the workers, new in every epoch, are forked from it in no
+            # time. Protocol 2 names the modules of all classes in plain text.
+            steps = pickletools.genops(pickle.dumps(stream.collate, protocol=2))
+            modules = {str(argument).split()[0] for step, argument, _ in steps if step.name == "GLOBAL"}
+            context.set_forkserver_preload(["__main__", __name__, *sorted(modules - {"__main__"})])
         return context
 
     def state_dict(self) -> dict[str, Any]:
