@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cropl.data.images import load_image
 from cropl.data.sample import Box, Sample
 from cropl.grid import Region, TokenGrid
 from cropl.prompt import clean_question
@@ -21,7 +23,7 @@ class Prepared:
     """One picture as its family's vision tower takes it.
 
     Attributes:
-        pixels: (3, H, W), or (P, E) flattened patches.
+        pixels: (3, H, W), or (P, E) flattened patches; uint8 are normalised by the model, floats are already.
         patches: (rows, columns) of the tower's patches.
         tokens: where the visual tokens that the decoder gets lie over the picture.
     """
@@ -66,7 +68,7 @@ class SampleCollate:
                 for sample, image in zip(samples, images)
             ],
             "images": images,
-            "pictures": shown,
+            "pictures": [partial(load_image, s.encoded) if s.encoded else s.picture for s in seen] or [_blank],
         }
 
 

@@ -45,6 +45,7 @@ class Sample:
         id: the published id, "" if there is none.
         prompt: what the model is asked where that is more than the question (OCR tokens, options); "" is the question.
         followups: further questions and answers of the conversation.
+        encoded: the bytes that `image` was decoded from, where they are at hand: a tenth of what it weighs. Not stored.
     """
 
     key: str
@@ -62,6 +63,7 @@ class Sample:
     id: str = ""
     prompt: str = ""
     followups: list[Turn] = field(default_factory=list)
+    encoded: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
     def asked(self) -> str:

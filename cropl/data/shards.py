@@ -153,11 +153,12 @@ class ShardReader:
             raise IndexError(f"sample {index} of {len(self)}")
         raw = self.record(index)
         key, where = raw["__key__"], f"{raw['__url__']}: sample {raw['__key__']!r}"
-        image: Any = next((value for name, value in raw.items() if name in (*EXTENSIONS.values(), "jpeg")), None)
+        encoded = next((value for name, value in raw.items() if name in (*EXTENSIONS.values(), "jpeg")), None)
+        image: Any = encoded
         try:
-            if image is not None and decode:
+            if encoded is not None and decode:
                 side = self.decode_side
-                image = load_image(image, "in the shard", at_least=(side, side) if side else None)
+                image = load_image(encoded, "in the shard", at_least=(side, side) if side else None)
             sample = Sample.from_json(json.loads(raw["json"]), image)
         except (ValueError, ArithmeticError, RecursionError) as error:  # a hostile record: endless numbers, or nesting
             raise SampleError(f"{where}: {error}") from None
@@ -165,6 +166,7 @@ class ShardReader:
         whole = isinstance(image, Image.Image) and self.decode_side is None
         if sample.key != key or not (image.size if whole else listed) == listed == (sample.width, sample.height):
             raise SampleError(f"{where}: record and image do not belong together; the shard is damaged")
+        sample.encoded = encoded
         return sample
 
 

@@ -84,7 +84,9 @@ class SampleStream(IterableDataset[Delivery]):
         if spare is None:
             raise ShardError(f"no sample of a batch can be decoded; the first: {skipped[0]}")
         samples = [replace(spare, valid=False) if sample is None else sample for sample in found]
-        return Delivery(self.collate(samples) if self.collate else samples, skipped)
+        if self.collate is None:  # the pictures travel as they are
+            return Delivery([replace(sample, encoded=None) for sample in samples], skipped)
+        return Delivery(self.collate(samples), skipped)
 
 
 class StreamLoader:

@@ -18,7 +18,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
-from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows
+from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
 from cropl.models.loading import load_model, load_processor
 from cropl.models.vlm import VLM, special_tokens
 from cropl.prompt import Rendered, llava_prompt, vicuna
@@ -120,8 +120,10 @@ class LlavaVLM(VLM):
 
     def encode_prepared(self, pixels: Sequence[Tensor], patches: Sequence[tuple[int, int]]) -> list[Tensor]:
         weight = next(self.tower.parameters())
-        placed = torch.stack(list(pixels)).to(weight.device, weight.dtype)
-        return list(self.model.model.get_image_features(placed).pooler_output)
+        placed = torch.stack(list(pixels)).to(weight.device)
+        if placed.dtype == torch.uint8:
+            placed = normalised(placed.flatten(2), self._needs_processor().image_processor).view(placed.shape)
+        return list(self.model.model.get_image_features(placed.to(weight.dtype)).pooler_output)
 
     def prompt_ids(self, question: str) -> list[int]:
         return list(self.tokenizer(self._prompt(question))["input_ids"])
@@ -149,16 +151,15 @@ class PaddedSquare:
     side: int
 
     def __call__(self, image: Image.Image) -> Prepared:
-        return Prepared(
-            self.pixels([image])[0], (self.side, self.side), TokenGrid.padded_square(self.side, *image.size)
-        )
+        pixels = self.pixels([image], do_rescale=False, do_normalize=False)[0].to(torch.uint8)
+        return Prepared(pixels, (self.side, self.side), TokenGrid.padded_square(self.side, *image.size))
 
-    def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pixels `(B, 3, size, size)`."""
+    def pixels(self, images: Sequence[Image.Image], **options: bool) -> Tensor:
+        """Pixels `(B, 3, size, size)`, normalised unless `options` of the image processor say else."""
         colour = tuple(int(mean * 255) for mean in self.image_processor.image_mean)
         size = {"height": self.size, "width": self.size}
         squares = [pad_to_square(image, colour) for image in images]
-        made = self.image_processor(images=squares, size=size, do_center_crop=False, return_tensors="pt")
+        made = self.image_processor(images=squares, size=size, do_center_crop=False, return_tensors="pt", **options)
         pixels: Tensor = made["pixel_values"]
         return pixels
 

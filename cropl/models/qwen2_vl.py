@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, Qwen2VLForConditionalGeneration
 
 from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
-from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows
+from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
 from cropl.models.loading import load_config, load_image_processor, load_model, load_tokenizer
 from cropl.models.vlm import VLM, special_tokens
 from cropl.prompt import Rendered, Span, clean_question, clean_text
@@ -183,8 +183,12 @@ class Qwen2VLVLM(VLM):
 
     def encode_prepared(self, pixels: Sequence[Tensor], patches: Sequence[tuple[int, int]]) -> list[Tensor]:
         thw = torch.tensor([[1, *grid] for grid in patches], device=self.device)
-        placed = torch.cat(list(pixels)).to(self.device, self.model.dtype)
-        return list(self.model.model.get_image_features(placed, thw).pooler_output)
+        placed = torch.cat(list(pixels)).to(self.device)
+        if placed.dtype == torch.uint8:
+            frames = int(self.model.config.vision_config.temporal_patch_size)
+            once_PCE = normalised(placed.unflatten(1, (3, -1)), self._needs_processor().image_processor)
+            placed = once_PCE[:, :, None].expand(-1, -1, frames, -1).flatten(1)
+        return list(self.model.model.get_image_features(placed.to(self.model.dtype), thw).pooler_output)
 
     def prompt_ids(self, question: str) -> list[int]:
         return list(self.tokenizer(self.processor.prompt(question), add_special_tokens=False)["input_ids"])
@@ -213,12 +217,17 @@ class MergedPatches:
     merge: int
 
     def __call__(self, image: Image.Image) -> Prepared:
-        made = self.pixels([image])
+        made = self.pixels([image], do_rescale=False, do_normalize=False)
         _, rows, columns = made["image_grid_thw"][0].tolist()
         grid = TokenGrid.stretched(rows // self.merge, columns // self.merge, *image.size)
-        return Prepared(made["pixel_values"], (rows, columns), grid)
+        # A still picture fills every frame of a temporal patch: one of them is enough on the way.
+        frames = made["pixel_values"].unflatten(1, (3, self.image_processor.temporal_patch_size, -1))
+        return Prepared(frames[:, :, 0].flatten(1).to(torch.uint8), (rows, columns), grid)
 
-    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """`pixel_values` of all patches of all images in a row, and `image_grid_thw` (images, 3) in patches."""
-        made = self.image_processor(images=list(images), size=self.size, return_tensors="pt")
+    def pixels(self, images: Sequence[Image.Image], **options: bool) -> dict[str, Tensor]:
+        """`pixel_values` of all patches of all images in a row, and `image_grid_thw` (images, 3) in patches.
+
+        Normalised, unless `options` of the image processor say else.
+        """
+        made = self.image_processor(images=list(images), size=self.size, return_tensors="pt", **options)
         return {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
