@@ -131,8 +131,8 @@ def conclusions(made: dict[str, Any]) -> list[str]:
     lines = [
         f"bound by: {bound} ({share:.0f} % of the stages' CPU time)",
         f"one process: {ratios['stream']:.2f} of 1 / (sum of the stages){_verdict(ratios['stream'])}",
-        f"{workers}: {ratios['workers']:.2f} of {made['workers']} x one process{_verdict(ratios['workers'])}; "
-        f"{sent:.2f} of what they reach when no batch is sent",
+        f"{workers}: {sent:.2f} of what they reach when no batch is sent{_verdict(sent)}; {ratios['workers']:.2f} of "
+        f"{made['workers']} x one process alone on the machine",
     ]
     for name, what in (("read", "reading"), ("stream", "one process"), ("workers", workers)):
         value = ratios[f"webdataset_{name}"]

@@ -99,7 +99,8 @@ def check(row: dict[str, Any], sample: Sample) -> None:
         assert (sample.width, sample.height) == (row["width"], row["height"])
     asked = row.get("question") or row.get("text") or row["conversations"][0]["value"]
     assert sample.question in asked
-    assert sample.asked in asked
+    if "text" in row:
+        assert sample.asked.startswith(asked)
 
 
 def test_the_photographs_keep_their_bytes(published: Any, tmp_path: Path) -> None:
