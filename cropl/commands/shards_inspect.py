@@ -28,6 +28,9 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("-o", "--out", type=Path, help="folder for the pictures (default: DIR-inspect, beside DIR)")
     parser.add_argument("--count", type=int, default=12, help="samples to draw (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="which samples (default: 0)")
+    batch = "of a training: how much of it would be padding (default: %(default)s)"
+    parser.add_argument("--global-batch", type=int, default=128, help=f"samples of a step {batch}")
+    parser.add_argument("--micro-batch", type=int, default=8, help=f"samples of a forward pass {batch}")
     given = parser.read(args)
     if given is None:
         return 0
@@ -37,6 +40,7 @@ def run(args: Sequence[str]) -> int:
         raise UsageError("--out is needed: shards at an address have no folder beside them")
     from rich.console import Console
 
+    from cropl.data.padding import padding
     from cropl.data.shards import ShardReader
     from cropl.data.statistics import count_samples
     from cropl.drawing import BOX, TRUE, contact_sheet
@@ -55,6 +59,12 @@ def run(args: Sequence[str]) -> int:
         sizes = [f"{width}x{height}" for width, height in (median, smallest, largest)]
         print("images: {} (median), {} (smallest), {} (largest)".format(*sizes))
     print(f"shards: {counts.shards:,}, {counts.bytes / 1e6:,.1f} MB")
+    shares = padding(reader, given.global_batch, given.micro_batch)
+    print(
+        f"padding: {_percent(shares.packed)} in forward passes of {given.micro_batch} of a global batch of "
+        f"{given.global_batch} ({_percent(shares.dealt)} if no sample shared a row, {_percent(shares.random)} if they "
+        "came in random order); estimated"
+    )
     draw_histogram(counts, out / "regions.png")
     tiles = [tile(reader[index]) for index in choose(reader, given.count, given.seed)]
     contact_sheet(tiles, {"region": TRUE, "evidence boxes": BOX}).save(out / "samples.png")
