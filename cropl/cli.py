@@ -32,6 +32,7 @@ _NOT_FOR_USERS = (
     ".*module\\(s\\) in eval mode at the start",  # frozen towers and loaded models are meant to be
     ".*does not have many workers",  # cached scenes load faster than workers would pass them on
     ".*exists and is not empty",  # runs are continued in place
+    ".*Total length of .* across ranks is zero",  # a training without validation
 )
 COMMANDS = {
     "evaluate": "answer a benchmark with several pruning methods and compare them",

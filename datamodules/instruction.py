@@ -5,26 +5,28 @@ from __future__ import annotations
 import numpy as np
 
 from cropl.data.shards import ShardReader
+from cropl.datamodules.localization import visited
 from cropl.datamodules.shards import ShardsDataModule
+
+# N samples
 
 
 class InstructionShards(ShardsDataModule):
     """Shards of answered questions and conversations, such as LLaVA's. Arguments are those of `ShardsDataModule`.
 
     Raises:
-        ValueError: a source has no answers (a benchmark's question file, for example).
+        ValueError: samples have no answers (a benchmark's question file, for example). In training, sources with the
+            weight 0 may have none.
     """
 
     def check(self, split: str, reader: ShardReader) -> None:
-        check_answers(reader)
+        check_answers(reader, visited(split, reader, self.weights))
 
 
-def check_answers(reader: ShardReader) -> None:
-    """ValueError if the first sample of a source has no answer: a source has answers, or it has none."""
-    for number, source in enumerate(reader.sources):
-        first = reader.encoded(int(np.argmax(reader.source_N == number)))
-        if not first.answers:
-            raise ValueError(
-                f"source {source!r} has no answers to train on (sample {first.key!r}); build its shards from files "
-                "with answers, or leave it out with weights"
-            )
+def check_answers(reader: ShardReader, of_N: np.ndarray) -> None:
+    """ValueError unless each of these samples (a mask) has an answer."""
+    if unanswered := reader.told(of_N & (reader.answers_N == 0)):
+        raise ValueError(
+            f"samples without an answer: {unanswered}; nothing can be learnt or scored there. Build the shards from "
+            "files with answers; to train, a source may also be left out with the weight 0"
+        )

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from cropl.data.shards import ShardReader
 from cropl.datamodules.instruction import check_answers
-from cropl.datamodules.localization import check_boxes
+from cropl.datamodules.localization import check_boxes, visited
 from cropl.datamodules.shards import ShardsDataModule
+
+# N samples of both parts, those of the localization folders first
 
 
 class MixedShards(ShardsDataModule):
@@ -22,8 +26,8 @@ class MixedShards(ShardsDataModule):
         options: the other arguments of `ShardsDataModule`.
 
     Raises:
-        ValueError: localization samples without boxes, conversations without answers, a source that is in both, or a
-            share outside 0..1.
+        ValueError: localization samples without boxes, samples without answers (also for validation), an empty part, a
+            source that is in both parts, or a share outside 0..1. In training, what has the weight 0 does not count.
     """
 
     def __init__(
@@ -41,20 +45,27 @@ class MixedShards(ShardsDataModule):
         self.localization_share = localization_share
 
     def check(self, split: str, reader: ShardReader) -> None:
+        of_N = visited(split, reader, self.weights)
+        check_answers(reader, of_N)
         if split != "train":
             return
-        located, instructed = (ShardReader(part, "off", self.cache) for part in self.parts)
-        check_boxes(located)
-        check_answers(instructed)
-        both = set(located.sources) & set(instructed.sources)
-        if both:
+        first_N = np.arange(len(reader)) < reader.size_F[: len(self.parts[0])].sum()
+        located_N, instructed_N = of_N & first_N, of_N & ~first_N
+        for part, part_N in (("localization", located_N), ("instruction", instructed_N)):
+            if not part_N.any():
+                raise ValueError(f"no sample of the part {part!r} is left to train on: give it a folder, or weights")
+        check_boxes(reader, located_N)
+        located, instructed = (_sources(reader, part_N) for part_N in (located_N, instructed_N))
+        if both := located & instructed:
             raise ValueError(f"sources {', '.join(sorted(both))} are in both parts; give them different names")
         if self.localization_share is not None:
-            self._share_out(located, instructed, self.localization_share)
+            share = self.localization_share
+            odds = share / (1 - share) * int(instructed_N.sum()) / int(located_N.sum())
+            larger, factor = (located, odds) if odds < 1 else (instructed, 1 / odds)
+            for source in larger:
+                self.weights[source] = self.weights.get(source, 1.0) * factor
 
-    def _share_out(self, located: ShardReader, instructed: ShardReader, share: float) -> None:
-        """Weigh the larger part down to its share."""
-        odds = share / (1 - share) * len(instructed) / len(located)
-        part, factor = (located, odds) if odds < 1 else (instructed, 1 / odds)
-        for source in part.sources:
-            self.weights[source] = self.weights.get(source, 1.0) * factor
+
+def _sources(reader: ShardReader, of_N: np.ndarray) -> set[str]:
+    """Names of the sources of these samples (a mask)."""
+    return {reader.sources[number] for number in np.unique(reader.source_N[of_N])}

@@ -17,6 +17,8 @@ import lightning as L
 class Positioned(Protocol):
     """A data module that keeps a position."""
 
+    skipped: int
+    """Samples that this process could not decode and left out."""
     restored_from: int | None
     """Micro-steps per optimizer step of the run that saved the position; None if none was restored."""
 
@@ -50,18 +52,25 @@ class StreamPosition(L.Callback):
     ) -> None:
         self.data.advance()
 
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log how many samples this process has left out, if any."""
+        if self.data.skipped:
+            pl_module.log("train/skipped", float(self.data.skipped), rank_zero_only=True)
+
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Set Lightning's counters to the position.
+        """Set Lightning's counters to the position, where a training is continued.
 
         Raises:
             ValueError: the checkpoint has no position of this data module, or its epochs cannot be matched.
         """
+        if trainer.state.fn != "fit":
+            return
         if self.data.restored_from is None:
             raise ValueError(
                 f"the checkpoint holds no position of a {type(self.data).__name__}: it was written with other data. "
                 "To start a new run from its weights, export them and give them as the module's checkpoint"
             )
-        if trainer.limit_train_batches not in (None, 1.0):
+        if is_limited(trainer):
             raise ValueError("a run cannot be continued with limit_train_batches: its epochs are not the stream's")
         set_counters(
             checkpoint["loops"]["fit_loop"],
@@ -69,6 +78,29 @@ class StreamPosition(L.Callback):
             self.data.steps_per_epoch,
             self.data.restored_from,
             self.data.micro_steps,
+        )
+
+
+def is_limited(trainer: L.Trainer) -> bool:
+    """Whether Lightning's epochs are shorter than the data: 1 is one batch, 1.0 are all."""
+    limit = trainer.limit_train_batches
+    return isinstance(limit, int) or (limit is not None and limit < 1.0)
+
+
+def check_limits(trainer: L.Trainer, micro_steps: int) -> None:
+    """Refuse what would make Lightning's optimizer steps others than the stream's.
+
+    Raises:
+        ValueError: `overfit_batches`, or a `limit_train_batches` that ends epochs inside an optimizer step.
+    """
+    if trainer.overfit_batches:  # type: ignore[attr-defined]  # set by a connector
+        raise ValueError("trainer.overfit_batches repeats batches: build a small set of shards instead")
+    limit = trainer.limit_train_batches
+    whole = isinstance(limit, int) and limit % micro_steps == 0
+    if is_limited(trainer) and micro_steps > 1 and not whole and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        raise ValueError(
+            f"trainer.limit_train_batches {limit} ends epochs inside an optimizer step of {micro_steps} batches; give "
+            f"a whole number of batches that is a multiple of {micro_steps}"
         )
 
 

@@ -16,7 +16,7 @@ from cropl.data.manifest import Verify
 from cropl.data.plan import ORDER_VERSION, Plan, evaluation_batches
 from cropl.data.shards import ShardReader
 from cropl.data.stream import Collate, SampleStream, StartMethod, StreamLoader
-from cropl.datamodules.position import StreamPosition
+from cropl.datamodules.position import StreamPosition, check_limits
 
 
 class ShardsDataModule(L.LightningDataModule):
@@ -42,7 +42,8 @@ class ShardsDataModule(L.LightningDataModule):
         cache: where shards of an `https` address are kept; None is `$CROPL_CACHE` or `~/.cache/cropl`.
         decode_side: large JPEGs are decoded at a fraction as long as both sides keep this many pixels; give at least
             the model's input size. None decodes them whole.
-        max_bad: share of an epoch's samples that may be left out because they cannot be decoded.
+        max_bad: share of an epoch's samples that may be left out of training because they cannot be decoded, counted
+            in each process over its own part, anew with each epoch and each start. In evaluation they are an error.
 
     Raises:
         ShardError: a folder has no complete shards; before the first step, with the file's name.
@@ -75,6 +76,7 @@ class ShardsDataModule(L.LightningDataModule):
         self.micro_done = 0
         self.restored_from: int | None = None
         self.readers: dict[str, ShardReader] = {}
+        self._training: StreamLoader | None = None
 
     def prepare_data(self) -> None:
         """Verify the shards in one process of each machine, so that the others find it done."""
@@ -123,14 +125,21 @@ class ShardsDataModule(L.LightningDataModule):
         """Samples trained on, over all processes, in whole optimizer steps: the position."""
         return self.steps_done * self.global_batch
 
+    @property
+    def skipped(self) -> int:
+        """Samples that this process could not decode and left out."""
+        return self._training.skipped if self._training is not None else 0
+
     def advance(self) -> None:
         """One micro-step further."""
         self.micro_done += 1
 
     def train_dataloader(self) -> StreamLoader:
         """Each epoch anew from the current position."""
-        max_skipped = math.floor(self.max_bad * self.plan.samples_per_epoch)
-        return self._loader(self._train_stream, len(self.plan) * self.micro_steps, max_skipped)
+        mine = self.plan.samples_per_epoch / self._place()[1]
+        max_skipped = math.ceil(self.max_bad * mine)
+        self._training = self._loader(self._train_stream, len(self.plan) * self.micro_steps, max_skipped)
+        return self._training
 
     def val_dataloader(self) -> StreamLoader | list[Any]:
         """Every validation sample once; repetitions that fill the last batch are marked."""
@@ -156,7 +165,8 @@ class ShardsDataModule(L.LightningDataModule):
         Raises:
             ValueError: the data, its order or the global batch differ; the message says what.
         """
-        if "train" not in self.readers or not state_dict:
+        fitting = self.trainer is None or self.trainer.state.fn == "fit"
+        if not fitting or "train" not in self.readers or not state_dict:
             return
         now = {name: (state_dict.get(name), value) for name, value in self._identity().items()}
         changed = [f"{name}: {saved!r}, now {value!r}" for name, (saved, value) in now.items() if saved != value]
@@ -201,6 +211,9 @@ class ShardsDataModule(L.LightningDataModule):
         """Let the trainer accumulate as the global batch asks, and count ahead of any callback that saves."""
         if self.trainer is None:
             return
+        check_limits(self.trainer, self.micro_steps)
+        # A trainer that goes on has steps already; a checkpoint is loaded after this.
+        self.micro_done, self.restored_from = self.trainer.global_step * self.micro_steps, None
         if self.trainer.accumulate_grad_batches not in (1, self.micro_steps):
             raise ValueError(
                 f"trainer.accumulate_grad_batches {self.trainer.accumulate_grad_batches} does not fit global_batch "

@@ -32,6 +32,8 @@ IMAGE_TOKENS = 256
 
 CHARACTERS_PER_TOKEN = 4
 
+MAX_WEIGHT = 1000
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -59,8 +61,8 @@ class Plan:
         for source, weight in self.weights.items():
             if source not in self.reader.sources:
                 raise ValueError(f"weights: unknown source {source!r}{nearest(source, self.reader.sources, 'sources')}")
-            if not 0 <= weight < 1000:
-                raise ValueError(f"weights: {source} has {weight}; a weight is at least 0")
+            if not 0 <= weight <= MAX_WEIGHT:  # nor is a NaN
+                raise ValueError(f"weights: {source} has {weight}; a weight is a number from 0 to {MAX_WEIGHT}")
         if not self.samples_per_epoch:
             raise ValueError("no sample is left to train on: the weights of all sources are 0")
 
@@ -68,7 +70,7 @@ class Plan:
     def samples_per_epoch(self) -> int:
         """E, the same in every epoch."""
         counts = np.bincount(self.reader.source_N, minlength=len(self.reader.sources))
-        return sum(round(count * self._weight(i)) for i, count in enumerate(counts.tolist()))
+        return sum(self._total(i, count) for i, count in enumerate(counts.tolist()))
 
     def __len__(self) -> int:
         """T: steps of an epoch."""
@@ -85,8 +87,7 @@ class Plan:
         repeats_N = np.empty(len(self.reader), dtype=np.int64)
         for i, source in enumerate(self.reader.sources):
             members = np.flatnonzero(self.reader.source_N == i)
-            total = round(len(members) * self._weight(i))
-            whole, rest = divmod(total, len(members)) if len(members) else (0, 0)
+            whole, rest = divmod(self._total(i, len(members)), max(1, len(members)))
             repeats_N[members] = whole
             if rest:  # a window that moves through a fixed permutation of the source
                 shuffled = _random(self.seed, "subsample", source).permutation(members)
@@ -111,8 +112,10 @@ class Plan:
         sorted_TG = np.take_along_axis(batch_TG, longest_first, axis=1)
         return sorted_TG.reshape(len(batch_TG), -1, micro_batch, world).swapaxes(2, 3)
 
-    def _weight(self, source: int) -> float:
-        return float(self.weights.get(self.reader.sources[source], 1))
+    def _total(self, source: int, count: int) -> int:
+        """Samples of a source in an epoch; at least one, unless its weight is 0."""
+        weight = float(self.weights.get(self.reader.sources[source], 1))
+        return max(round(count * weight), int(weight > 0 and count > 0))
 
 
 def epoch_order(size_K: np.ndarray, seed: int, epoch: int, repeats_N: np.ndarray | None = None) -> np.ndarray:

@@ -1,12 +1,13 @@
 """The stream: reads the batches that it is told, in worker processes or without, and decodes nothing before its turn.
 
 With W workers, worker w makes the batches w, w + W, ...: DataLoader returns them in order, so their number does not
-matter. A sample that cannot be decoded is replaced by another one of its batch that does not count (`Sample.valid` is
-False), so that no later sample moves; it is counted, and too many are an error.
+matter. A sample that cannot be decoded is replaced by another one that does not count (`Sample.valid` is False), so
+that no later sample moves; it is told and counted, and too many are an error.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import pickle
 import pickletools
@@ -23,6 +24,12 @@ from cropl.data.parcel import pack, unpack
 from cropl.data.sample import Sample
 from cropl.data.shards import ShardReader
 
+_log = logging.getLogger(__name__)
+
+MAX_BAD_IN_A_ROW = 100
+TOLD = 5
+"""Samples that were left out are named, up to this many."""
+
 StartMethod = Literal["forkserver", "spawn", "fork"]
 Collate = Callable[[list[Sample]], Any]
 
@@ -35,6 +42,8 @@ class Delivery:
 
     batch: Any
     skipped: list[str]
+    error: ValueError | None = None
+    """What went wrong, where there is no batch: raised as it is where it arrives, and not as a worker's traceback."""
 
 
 class SampleStream(IterableDataset[Delivery]):
@@ -66,7 +75,10 @@ class SampleStream(IterableDataset[Delivery]):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for index_M, valid_M in zip(self.index_BM[first::step].tolist(), self.valid_BM[first::step].tolist()):
-            yield self._delivery(index_M, valid_M)
+            try:
+                yield self._delivery(index_M, valid_M)
+            except ValueError as error:
+                yield Delivery(None, [], error)
 
     def _delivery(self, index_M: list[int], valid_M: list[bool]) -> Delivery:
         found: list[Sample | None] = []
@@ -80,13 +92,23 @@ class SampleStream(IterableDataset[Delivery]):
                     raise
                 found.append(None)
                 skipped.append(str(error))
-        spare = next((sample for sample in found if sample is not None), None)
-        if spare is None:
-            raise ShardError(f"no sample of a batch can be decoded; the first: {skipped[0]}")
-        samples = [replace(spare, valid=False) if sample is None else sample for sample in found]
+        if skipped:
+            spare = next((sample for sample in found if sample is not None), None) or self._spare(skipped[0])
+            samples = [replace(spare, valid=False) if sample is None else sample for sample in found]
+        else:
+            samples = [sample for sample in found if sample is not None]
         if self.collate is None:  # the pictures travel as they are
             return Delivery([replace(sample, encoded=None) for sample in samples], skipped)
         return Delivery(self.collate(samples), skipped)
+
+    def _spare(self, reason: str) -> Sample:
+        """A stand-in for a batch of which nothing can be decoded: the first sample of the stream that can."""
+        for index in self.index_BM.ravel()[:MAX_BAD_IN_A_ROW].tolist():
+            try:
+                return self.reader[index]
+            except SampleError:
+                continue
+        raise ShardError(f"none of {min(MAX_BAD_IN_A_ROW, self.index_BM.size)} samples can be decoded; one: {reason}")
 
 
 class StreamLoader:
@@ -99,7 +121,7 @@ class StreamLoader:
         batches: batches of a whole epoch, which is its length.
         num_workers: worker processes.
         start_method: of the workers; `forkserver`, unlike `fork`, is safe beside communication threads.
-        max_skipped: samples that may be left out in one epoch, in this process.
+        max_skipped: samples that may be left out of a row of batches, in this process.
 
     Attributes:
         skipped: samples that were left out so far.
@@ -132,14 +154,24 @@ class StreamLoader:
         skipped: list[str] = []
         for made in loader:
             delivery: Delivery = unpack(made) if self.num_workers else made
+            if delivery.error is not None:
+                raise delivery.error
             skipped += delivery.skipped
-            self.skipped += len(delivery.skipped)
+            self._tell(delivery.skipped)
             if len(skipped) > self.max_skipped:
                 raise ShardError(
                     f"{len(skipped)} samples of this epoch cannot be decoded, more than the {self.max_skipped} that "
                     f"may be left out; the last: {skipped[-1]} (`cropl shards verify` lists damaged shards)"
                 )
             yield delivery.batch
+
+    def _tell(self, reasons: list[str]) -> None:
+        """Say the first few; all are counted."""
+        for reason in reasons:
+            self.skipped += 1
+            if self.skipped <= TOLD:
+                last = "; further ones are only counted" if self.skipped == TOLD else ""
+                _log.warning("left out, at most %d may be: %s%s", self.max_skipped, reason, last)
 
     def _context(self, stream: SampleStream) -> BaseContext | None:
         if not self.num_workers:

@@ -144,8 +144,8 @@ def test_evaluation_counts_every_sample_once(count: int, batch: int, world: int)
     ("options", "message"),
     [
         ({"weights": {"aa": 1}}, "did you mean 'a'"),
-        ({"weights": {"a": -1}}, "at least 0"),
-        ({"weights": {"a": float("nan")}}, "at least 0"),
+        ({"weights": {"a": -1}}, "from 0 to 1000"),
+        ({"weights": {"a": float("nan")}}, "from 0 to 1000"),
         ({"weights": {"a": 0, "b": 0}}, "no sample is left"),
         ({"global_batch": 0}, "at least 1"),
     ],

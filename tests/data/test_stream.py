@@ -79,11 +79,19 @@ def test_too_many_damaged_samples_are_an_error(reader: ShardReader) -> None:
     made = loader(reader, [[3, 5], [5, 6], [0, 1]], max_skipped=1)
     with pytest.raises(ShardError, match=r"2 samples .* more than the 1 .*s0005"):
         list(made)
-    with pytest.raises(ShardError, match="no sample of a batch"):
+    with pytest.raises(ShardError, match="none of 2 samples can be decoded"):
         list(loader(reader, [[5, 5]], max_skipped=9))
+
+
+def test_a_batch_of_damaged_samples_alone_borrows_one(reader: ShardReader) -> None:
+    damage(reader, 5)
+    damage(reader, 2)
+    batches = [batch for batch, _ in loader(reader, [[5], [2], [3]], max_skipped=2)]
+    assert batches == [[("s0003", False)], [("s0003", False)], [("s0003", True)]]
 
 
 def test_evaluation_leaves_nothing_out(reader: ShardReader) -> None:
     damage(reader, 5)
+    stream = SampleStream(reader, *evaluation_batches(len(reader), 4))
     with pytest.raises(ShardError, match="s0005"):
-        list(SampleStream(reader, *evaluation_batches(len(reader), 4)))
+        list(StreamLoader(lambda: stream, len(stream)))
