@@ -80,7 +80,7 @@ def test_ratios_are_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> Non
     lines = conclusions({**made, "workers": 2, "load": [0.0, 9.0]})
     assert lines[0] == "bound by: processor (50 % of the stages' CPU time)"
     assert lines[1] == "one process: 0.50 of 1 / (sum of the stages) - BELOW 0.95"
-    assert lines[2].startswith("2 workers: 0.60 of 2 x one process - BELOW 0.95; 0.80 of")
+    assert lines[2].startswith("2 workers: 0.80 of what they reach when no batch is sent - BELOW 0.95; 0.60 of 2 x one")
     assert lines[3] == "webdataset, reading: cropl is 4.00 times as fast"
     assert "not measured" in lines[5] and "busy" in lines[6]
 
