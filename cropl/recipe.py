@@ -101,7 +101,9 @@ def resolve_config_flags(args: Sequence[str]) -> list[str]:
 def parse_flags(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """Split `-c NAME ... --key value --a.b=value` into recipe names and a dict of dotted overrides.
 
-    Values are read as YAML ("3" is a number, "[192,64]" a list, "null" nothing); a flag without a value is true.
+    Values are read as YAML ("3" is a number, "[192,64]" a list, "null" nothing); a flag without a value is true. A
+    hyphen in the first part of a key is an underscore (`--max-bad`); what follows may be a name out of the data, and
+    keeps its hyphens (`--caps.photos-captions`).
     """
     recipes: list[str] = []
     overrides: dict[str, Any] = {}
@@ -118,7 +120,9 @@ def parse_flags(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
                 raise UsageError(f"{name} needs the name or the path of a recipe")
             recipes.append(value)
         elif name.startswith("--"):
-            overrides[name[2:].replace("-", "_")] = _value(value, name) if separator else True
+            first, *others = name[2:].split(".")
+            key = ".".join([first.replace("-", "_"), *others])
+            overrides[key] = _value(value, name) if separator else True
         else:
             raise UsageError(f"unknown flag {flag!r}; overrides are written --key value")
     return recipes, overrides

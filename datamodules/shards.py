@@ -38,7 +38,8 @@ class ShardsDataModule(L.LightningDataModule):
         collate: makes a batch of a list of `Sample`. None takes the `collate` of the module that is trained or tested,
             and leaves the list where it has none.
         verify: how shards are compared with their manifest before the first step: `once` hashes every byte, but only
-            if they were not found sound before and left untouched; `full` always does, `size` and `off` never.
+            if they were not found sound before and left untouched; `full` always does, `size` and `off` never. Shards
+            at an address are checked when they are fetched.
         cache: where shards of an `https` address are kept; None is `$CROPL_CACHE` or `~/.cache/cropl`.
         decode_side: large JPEGs are decoded at a fraction as long as both sides keep this many pixels; give at least
             the model's input size. None decodes them whole.

@@ -61,6 +61,12 @@ def test_flags():
     assert overrides == {"a.b": 3, "list": [1, "x"], "on": True, "max_tokens": -1, "none": None}
 
 
+def test_names_out_of_the_data_keep_their_hyphens():
+    args = ["--caps.photos-captions", "0", "--vars.a-b.c-d=x-y", "--max-bad", "1", "--samples-per-shard=3"]
+    known = {"caps.photos-captions": 0, "vars.a-b.c-d": "x-y", "max_bad": 1, "samples_per_shard": 3}
+    assert recipe.parse_flags(args) == ([], known)
+
+
 @pytest.mark.parametrize("args", [["oops"], ["-x", "1"], ["-c"], ["--a", "[1"]])
 def test_bad_flags(args):
     with pytest.raises(UsageError):

@@ -1,8 +1,8 @@
 """cropl check NAME... [--key value ...]
 
-Says whether recipes can run here: keys, classes and arguments are right, and the files and folders that they name are
-there. Nothing is trained, answered or built. Exit code 0 if all are well, 1 if something is missing, 2 for a mistake in
-a recipe.
+Says whether recipes can run here: keys, classes and arguments are right, the files and folders that they name are
+there, and shards hold what the recipe's data module is for. Nothing is trained, answered or built. Exit code 0 if all
+are well, 1 if something is missing, 2 for a mistake in a recipe.
 
   cropl check data/crop_mix --vars.viscot ~/visual-cot
   cropl check my_study.yaml my_training.yaml
@@ -82,6 +82,7 @@ def _of_study(stated: Mapping[str, Any]) -> Iterator[str]:
 
 def _of_training(path: Path, flags: Sequence[str], training_cli: Callable[..., Any]) -> Iterator[str]:
     parsed = training_cli(["--config", str(path), *flags], run=False, instantiate=False).config
+    lost: list[str] = []
     for part in ("model", "data"):
         arguments = parsed[part].get("init_args") or {}
         for key in ("checkpoint", "model", "localizer"):
@@ -89,7 +90,25 @@ def _of_training(path: Path, flags: Sequence[str], training_cli: Callable[..., A
                 yield from _checkpoint(f"{part}.{key}", arguments[key])
         for key in FOLDERS:
             for folder in _listed(arguments.get(key)):
-                yield from _shards(f"{part}.{key}", folder)
+                lost += _shards(f"{part}.{key}", folder)
+    yield from lost or _data_module(parsed.data.class_path, parsed.data.get("init_args") or {})
+
+
+def _data_module(name: str, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """What a data module says of its shards before the first step; nothing is hashed or decoded."""
+    from cropl.datamodules.benchmark import BenchmarkShards
+    from cropl.datamodules.shards import ShardsDataModule
+
+    family = recipe.load_object(name)
+    if not issubclass(family, ShardsDataModule):
+        return
+    known = inspect.signature(family).parameters.values()
+    if not any(one.name == "verify" or one.kind is one.VAR_KEYWORD for one in known):
+        return  # a class of one's own, which sets it by itself
+    try:
+        family(**{**arguments, "verify": "size"}).setup("test" if issubclass(family, BenchmarkShards) else "fit")
+    except ValueError as error:
+        yield f"data: {error}"
 
 
 def _listed(value: Any) -> list[str]:

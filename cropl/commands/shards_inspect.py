@@ -53,6 +53,8 @@ def run(args: Sequence[str]) -> int:
     with Stages() as stages:
         counts = count_samples(given.folders, stages)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
     console.print(table(counts))
     if counts.sizes:
         smallest, median, largest = (counts.sizes[i] for i in (0, len(counts.sizes) // 2, -1))

@@ -7,10 +7,10 @@ from pathlib import Path
 from textwrap import shorten
 
 from cropl.commands.arguments import Parser
-from cropl.errors import FAILED
+from cropl.errors import FAILED, UsageError
 
 EPILOG = """Every shard is checked for its size, its structure (each header of the tar file), its index and its SHA-256.
-Exit code 0: sound; 1: something is damaged; 2: there are no shards to verify."""
+Exit code 0: sound; 1: something is damaged or missing; 2: there are no shards to verify. Folders are local ones."""
 
 
 def run(args: Sequence[str]) -> int:
@@ -21,14 +21,20 @@ def run(args: Sequence[str]) -> int:
     given = parser.read(args)
     if given is None:
         return 0
-    from cropl.data.manifest import NAME, Manifest
+    from cropl.data.manifest import NAME, Manifest, ShardError
     from cropl.data.verify import Fault, tar_files, verify_folder
     from cropl.evaluation.progress import Stages
 
     found: dict[str, list[Fault]] = {}
+    lost: list[str] = []
     with Stages() as stages:
         for folder in dict.fromkeys(given.folders):
-            found[folder] = verify_folder(folder, given.images, stages)
+            try:
+                found[folder] = verify_folder(folder, given.images, stages)
+            except ShardError as error:
+                lost.append(str(error))
+    if not found:
+        raise UsageError("; ".join(lost))
     damaged = shards = samples = size = unusable = 0
     for folder, faults in found.items():
         for fault in faults:
@@ -46,13 +52,16 @@ def run(args: Sequence[str]) -> int:
         size += sum(shard.bytes for shard in manifest.shards)
         for file in sorted(set(tar_files(folder)) - set(named)):
             print(f"note: {Path(folder) / file}: the manifest does not name it; it is never read")
-    if not damaged and not unusable:
-        print(f"{counted(shards, 'shard')}, {counted(samples, 'sample')}, {size / 1e6:,.1f} MB: sound")
-        return 0
+    for message in lost:
+        print(message)
     lines = [f"{damaged:,} of {counted(shards, 'shard')} {'is' if damaged == 1 else 'are'} damaged"] if damaged else []
     lines += [f"{counted(unusable, 'manifest')} cannot be used"] if unusable else []
+    failed = bool(lines or lost)
+    if not lines:
+        lines = [f"{counted(shards, 'shard')}, {counted(samples, 'sample')}, {size / 1e6:,.1f} MB: sound"]
+    lines += [f"{counted(len(lost), 'folder')} cannot be verified"] if lost else []
     print("; ".join(lines))
-    return FAILED
+    return FAILED if failed else 0
 
 
 def counted(number: int, what: str) -> str:

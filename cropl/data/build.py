@@ -7,9 +7,11 @@ record in `.build`; whoever starts the same build again does only what has no re
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from cropl.data.chunks import Chunk, Task, make_chunks
 from cropl.data.labelling import Labelling
 from cropl.data.manifest import NAME, Manifest, ShardError
 from cropl.data.readers.base import Rejected
-from cropl.data.selection import Candidate, Progress, Selection
+from cropl.data.selection import Candidate, Progress, Selection, reasons
 from cropl.data.writer import shard_name
 from cropl.errors import RunError
 
@@ -48,44 +50,52 @@ def build(
         selection: what is written.
         labelling: how samples are made.
         samples_per_shard: candidates of one shard.
-        max_bad: share of all rows that may be unusable.
+        max_bad: share of the rows read that may be unusable, and share of the candidates whose image may be.
         workers: processes; 0 works in this one.
         about: further facts for the report `build.json`.
         progress: told how many more candidates are done.
 
     Raises:
-        ValueError: the folder holds something else, or another build is writing into it.
-        RunError: too many rows cannot be used; or a process died.
+        ValueError: the folder holds something else, another build is writing into it, or a key comes twice.
+        RunError: too many rows cannot be used, and the next run looks at them again; or a process died.
     """
     refuse_too_many(selection.rejected, _rows(selection), max_bad, folder)
     if not selection.candidates:
         raise ValueError("nothing is left to write: no row of the sources can be used")
+    key, times = Counter(candidate.key for candidate in selection.candidates).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"sample key {key!r} comes {times} times; keys must be unique")
     options = [BUILD_VERSION, prefix, samples_per_shard, asdict(labelling), selection.digest()]
+    records = folder / RECORDS
     if _is_complete(folder, options):
         progress(len(selection.candidates))
+        shutil.rmtree(records, ignore_errors=True)  # left by a build that was killed after its last step but this
         return Manifest.read(folder)
-    records = folder / RECORDS
     records.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(records / "lock", timeout=0):
             _claim(folder, options)
             tasks = _tasks(folder, prefix, selection.candidates, samples_per_shard)
-            chunks = make_chunks(tasks, labelling, workers, progress)
-            manifest = _finish(folder, selection, chunks, max_bad, {"options": options, **(about or {})})
+            chunks = _make(folder, tasks, selection, labelling, workers, max_bad, progress)
+            manifest = _finish(folder, selection, chunks, {"options": options, **(about or {})})
     except Timeout:
         raise ValueError(f"{folder}: another build is writing there; wait for it, or choose another folder") from None
-    shutil.rmtree(records)
+    shutil.rmtree(records, ignore_errors=True)
     return manifest
 
 
-def refuse_too_many(rejected: Sequence[Rejected], rows: int, max_bad: float, folder: Path) -> None:
-    """RunError if more than a share `max_bad` of the rows cannot be used; all of them are then listed in a file."""
+def refuse_too_many(
+    rejected: Sequence[Rejected], rows: int, max_bad: float, folder: Path, earlier: Sequence[Rejected] = ()
+) -> None:
+    """RunError if more than a share `max_bad` of the rows cannot be used.
+
+    All of them are then listed in a file, after those that were rejected `earlier` and do not count here.
+    """
     if len(rejected) <= max_bad * rows:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path = list_rejected(folder, rejected)
-    counts = Counter(row.reason for row in rejected).most_common(3)
-    why = "; ".join(f"{reason}: {count:,}" for reason, count in counts)
+    path = list_rejected(folder, [*earlier, *rejected])
+    why = "; ".join(f"{reason}: {count:,}" for reason, count in reasons(rejected).most_common(3))
     raise RunError(
         f"{len(rejected):,} of {rows:,} rows cannot be used, more than the {100 * max_bad:g} % allowed ({why}); {path} "
         "lists them; mend the data, or allow more with --max_bad"
@@ -95,7 +105,8 @@ def refuse_too_many(rejected: Sequence[Rejected], rows: int, max_bad: float, fol
 def list_rejected(folder: Path, rejected: Sequence[Rejected]) -> Path:
     """Write every rejected row with its reason."""
     path = folder / REJECTED
-    path.write_text("".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected), encoding="utf-8")
+    lines = "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rejected)
+    path.write_text(lines, encoding="utf-8", errors="backslashreplace")  # half a character becomes its JSON escape
     return path
 
 
@@ -113,13 +124,19 @@ def _tasks(folder: Path, prefix: str, candidates: Sequence[Candidate], size: int
 def _claim(folder: Path, options: list[Any]) -> None:
     """Make the folder this build's, or recognize it."""
     path = folder / RECORDS / "plan.json"
-    if path.exists():
-        if json.loads(path.read_text()) != options:
-            raise ValueError(f"{folder}: holds a part of another build; remove it, or choose another folder (--out)")
-    elif any(folder.glob("*.tar")):
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        found = None
+    if found == options:
+        return
+    if found is not None or any(path.parent.glob("[0-9]*.json")):
+        raise ValueError(f"{folder}: holds a part of another build; remove it, or choose another folder (--out)")
+    if any(folder.glob("*.tar")):
         raise ValueError(f"{folder}: already holds shards; remove them, or choose another folder (--out)")
-    else:
-        path.write_text(json.dumps(options))
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(options), encoding="utf-8")
+    os.replace(part, path)
 
 
 def _is_complete(folder: Path, options: list[Any]) -> bool:
@@ -134,15 +151,39 @@ def _is_complete(folder: Path, options: list[Any]) -> bool:
     return True
 
 
-def _finish(folder: Path, selection: Selection, chunks: list[Chunk], max_bad: float, about: dict[str, Any]) -> Manifest:
-    rejected = selection.rejected + [row for chunk in chunks for row in chunk.rejected]
+def _make(
+    folder: Path,
+    tasks: Sequence[Task],
+    selection: Selection,
+    labelling: Labelling,
+    workers: int,
+    max_bad: float,
+    progress: Progress,
+) -> list[Chunk]:
+    """All chunks in order; RunError as soon as too many candidates are rejected, and the good chunks stay."""
+    made: dict[int, Chunk] = {}
+    count, total = 0, len(selection.candidates)
+    with closing(make_chunks(tasks, labelling, workers)) as chunks:
+        for number, chunk in chunks:
+            made[number] = chunk
+            progress(len(tasks[number].candidates))
+            count += len(chunk.rejected)
+            if count > max_bad * total:
+                break
+    rejected = [row for number in sorted(made) for row in made[number].rejected]
     try:
-        refuse_too_many(rejected, _rows(selection), max_bad, folder)
+        refuse_too_many(rejected, total, max_bad, folder, selection.rejected)
     except RunError:
-        for number, chunk in enumerate(chunks):
-            if chunk.rejected:  # so that the next run looks at these images again
-                (folder / RECORDS / f"{number:06d}.json").unlink()
+        for task in tasks:
+            found = task.done()
+            if found is not None and found.rejected:  # so that the next run looks at these images again
+                task.record.unlink()
         raise
+    return [made[number] for number in range(len(tasks))]
+
+
+def _finish(folder: Path, selection: Selection, chunks: list[Chunk], about: dict[str, Any]) -> Manifest:
+    rejected = selection.rejected + [row for chunk in chunks for row in chunk.rejected]
     manifest = Manifest(tuple(chunk.shard for chunk in chunks if chunk.shard is not None))
     if not len(manifest):
         raise RunError("no sample could be written")
@@ -155,7 +196,7 @@ def _finish(folder: Path, selection: Selection, chunks: list[Chunk], max_bad: fl
             name: {"read": count, "chosen": selection.counts[name], "written": written[name]}
             for name, count in sorted(selection.read.items())
         },
-        "rejected": dict(Counter(row.reason for row in rejected).most_common()),
+        "rejected": dict(reasons(rejected).most_common()),
         "repaired": dict(sum((chunk.repairs for chunk in chunks), Counter()).most_common()),
     }
     list_rejected(folder, rejected)

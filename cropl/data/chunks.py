@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -17,7 +17,7 @@ from cropl.data.images import ImageError
 from cropl.data.labelling import Labelling
 from cropl.data.manifest import Entry, Shard
 from cropl.data.readers.base import BadRow, Rejected
-from cropl.data.selection import Candidate, Progress
+from cropl.data.selection import Candidate
 from cropl.data.writer import ShardFile
 from cropl.errors import RunError
 
@@ -97,24 +97,22 @@ def _do(task: Task, labelling: Labelling) -> Chunk:
     return made
 
 
-def make_chunks(tasks: list[Task], labelling: Labelling, workers: int, progress: Progress) -> list[Chunk]:
-    """All chunks in order, made now where they are not there yet."""
-    made: dict[int, Chunk] = {}
+def make_chunks(tasks: Sequence[Task], labelling: Labelling, workers: int) -> Generator[tuple[int, Chunk], None, None]:
+    """All chunks with their numbers: first those of an earlier run, then the others as they are made.
+
+    Whoever closes the iterator before its end waits for the chunks that are being made; they leave their records.
+    """
     left = []
     for number, task in enumerate(tasks):
         chunk = task.done()
         if chunk is None:
             left.append(number)
         else:
-            made[number] = chunk
-            progress(len(task.candidates))
-    for number, chunk in _run(tasks, left, labelling, workers):
-        made[number] = chunk
-        progress(len(tasks[number].candidates))
-    return [made[number] for number in range(len(tasks))]
+            yield number, chunk
+    yield from _run(tasks, left, labelling, workers)
 
 
-def _run(tasks: list[Task], left: list[int], labelling: Labelling, workers: int) -> Iterator[tuple[int, Chunk]]:
+def _run(tasks: Sequence[Task], left: list[int], labelling: Labelling, workers: int) -> Iterator[tuple[int, Chunk]]:
     if workers < 1:
         for number in left:
             yield number, _do(tasks[number], labelling)

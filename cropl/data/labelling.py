@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageDraw
 
-from cropl.data.images import ImageError, image_size, load_image, shrink
+from cropl.data.images import MAX_ASPECT, MAX_PIXELS, ImageError, image_size, load_image, shrink
 from cropl.data.readers.base import Annotation, BadRow
 from cropl.data.sample import Box, Sample
 from cropl.data.selection import Candidate
@@ -52,9 +53,9 @@ class Labelling:
             try:
                 size = image_size(image)
             except ImageError as error:
-                raise BadRow(
-                    "the image is missing" if not image.exists() else "the image cannot be used", error
-                ) from None
+                # Not Path.exists, which raises where a name is longer than the file system takes.
+                there = os.path.exists(image)
+                raise BadRow("the image cannot be used" if there else "the image is missing", error) from None
             if row.size is not None and size != row.size:
                 stated = f"{row.size[0]}x{row.size[1]}"
                 raise BadRow("the image has another size than stated", f"{size[0]}x{size[1]}, not {stated}: {image}")
@@ -91,13 +92,24 @@ def image_path(candidate: Candidate) -> Path:
 
 
 def placeholder(size: tuple[int, int], boxes: tuple[Box, ...]) -> Image.Image:
-    """A grey picture of `size` with every box outlined in red."""
+    """A grey picture of `size` with every box outlined in red; BadRow if no image of this size could be read back."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise BadRow("the stated size is too large", f"{width}x{height} pixels, the limit is {MAX_PIXELS:,}")
+    if max(size) > MAX_ASPECT * min(size):
+        raise BadRow("the stated size is too long", f"{width}x{height}, one side is over {MAX_ASPECT} times the other")
     picture = Image.new("P", size, 0)  # two colours: scans of many megapixels are written several times as fast
     picture.putpalette([200, 203, 208, 210, 40, 40])
     pen = ImageDraw.Draw(picture)
+    line = max(1, max(size) // 200)
+
+    def near(edge: float, side: int) -> float:
+        """As far outside as nothing of a line is seen: Pillow walks along every pixel of it, a billion of them too."""
+        return min(max(edge, -2 * line), side + 2 * line)
+
     for x0, y0, x1, y1 in boxes:
-        corners = (min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1))
-        pen.rectangle(corners, outline=1, width=max(1, max(size) // 200))
+        x0, x1, y0, y1 = near(x0, width), near(x1, width), near(y0, height), near(y1, height)
+        pen.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=1, width=line)
     return picture
 
 

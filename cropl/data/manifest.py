@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 from cropl.data.images import EXTENSIONS
 from cropl.data.stamp import is_stamped, put_stamp
 
-SCHEMA = 2
+SCHEMA = 3
 NAME = "manifest.json"
 
 KEY = re.compile(r"[A-Za-z0-9_-]{1,95}")
@@ -45,8 +45,8 @@ class Entry(NamedTuple):
     """Where one sample lies in its shard, and how long it is.
 
     `width` and `height` are the displayed image's, `characters` counts all that is asked and answered, `boxes` the
-    evidence boxes: enough to compose batches without reading a shard. Without an image its extension is "" and its
-    sizes are 0.
+    evidence boxes, `answers` the accepted answers: enough to compose batches, and to tell whether samples are fit for a
+    training, without reading a shard. Without an image its extension is "" and its sizes are 0.
     """
 
     key: str
@@ -60,6 +60,7 @@ class Entry(NamedTuple):
     height: int
     characters: int
     boxes: int
+    answers: int
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Manifest:
             raise ShardError(f"{path}: not a manifest ({error})") from None
         if not isinstance(record, dict) or record.get("schema") != SCHEMA:
             schema = record.get("schema") if isinstance(record, dict) else None
-            raise ShardError(f"{path}: schema {schema!r}; this version reads schema {SCHEMA}")
+            raise ShardError(f"{path}: schema {schema!r}; this version reads schema {SCHEMA}: build the shards again")
         try:
             sources = [str(source) for source in record["sources"]]
             manifest = cls(tuple(_shard(shard, sources) for shard in record["shards"]))

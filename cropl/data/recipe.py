@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from itertools import islice
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cropl.data.labelling import Labelling
-from cropl.data.readers.base import Reader
+from cropl.data.readers.base import Reader, Rejected
 from cropl.data.selection import Source, slug
 from cropl.errors import UsageError, check_keys
 from cropl.recipe import instantiate
+
+FIRST_ROWS = 2000
+"""Rows of each file whose images are looked for before a build: enough to see that a folder is not there."""
+
+FIRST_IMAGES = 20
 
 
 @dataclass
@@ -31,7 +37,7 @@ class DataRecipe:
         samples_per_shard: candidates of one shard.
         resize: longest side in pixels; null copies images byte for byte.
         placeholder: paint pictures instead of reading images.
-        max_bad: share of rows that may be unusable.
+        max_bad: share of the rows read that may be unusable, and share of those chosen whose image may be.
         workers: processes; null is one per core, 0 none beside this one.
         vars: names for `${vars...}`; not read here.
     """
@@ -101,13 +107,45 @@ class DataRecipe:
         return opened
 
     def missing(self, sources: list[Source]) -> list[str]:
-        """What the recipe needs and the disk does not have."""
+        """What the recipe needs and the disk does not have: files, folders of images, and the first rows' images."""
         wanted = [path for source in sources for path in source.reader.files if not path.is_file()]
         found = [f"{path}: no such annotation file" for path in wanted]
         folders = {source.reader.images for source in sources if source.reader.images is not None}
         if not self.placeholder:
             found += [f"{folder}: no such folder of images" for folder in sorted(folders) if not folder.is_dir()]
+            for source in sources:
+                if source.reader.streams and all(path.is_file() for path in source.reader.files):
+                    found += self._missing_images(source.reader)
         return found
+
+    def _missing_images(self, reader: Reader) -> Iterator[str]:
+        """Folders right below `images` that the first rows name and that are not there, or have none of their images.
+
+        What `max_bad` allows to be missing is not told.
+        """
+        images, rows, named = reader.images, 0, dict[str, list[str]]()
+        if images is None or not images.is_dir():
+            return
+        try:
+            for row in islice(reader, FIRST_ROWS):
+                if isinstance(row, Rejected) or self.caps.get(row.source) == 0:
+                    continue
+                rows += 1
+                path = PurePosixPath(row.image or "/")
+                if not path.is_absolute() and ".." not in path.parts:
+                    named.setdefault(path.parts[0] if len(path.parts) > 1 else "", []).append(str(path))
+        except ValueError as error:
+            yield str(error)
+            return
+        for top, paths in named.items():
+            first, folder = list(dict.fromkeys(paths)), images / top
+            if len(paths) <= self.max_bad * rows:
+                continue
+            if not os.path.isdir(folder):  # unlike Path's, not an error for a name that is too long
+                yield f"{folder}: no such folder of images ({reader.file.name} names {len(first):,} images in it)"
+            elif not any(os.path.exists(images / path) for path in first[:FIRST_IMAGES]):
+                looked = f"the first {min(len(first), FIRST_IMAGES)} images that {reader.file.name} names in it"
+                yield f"{folder}: none of {looked} is there ({first[0]!r})"
 
     def _check(self) -> None:
         whole = {"seed": 0, "samples_per_shard": 1, "resize": 1, "workers": 0}

@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from cropl import __version__
 from cropl.data.manifest import NAME, Manifest, Shard, ShardError, Verify, sha256_of, sync_folder
-from cropl.data.stamp import cache_folder
+from cropl.data.stamp import cache_folder, is_stamped, put_stamp
 
 T = TypeVar("T")
 
@@ -34,6 +34,9 @@ MAX_SHARD_BYTES = 1 << 34
 TIMEOUT_S = 30.0
 DELAYS_S = (1.0, 2.0, 4.0, 8.0)
 """Waits before the second and each further try."""
+
+_ITSELF = ("",)
+"""A cached shard has a stamp of its own: it is what the stamp calls a folder, and the one file in it."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REMEDY = "check the address, or download the shards and give the local folder"
@@ -47,7 +50,9 @@ class RemoteFolder:
         url: of the folder, with a slash at its end and without its query, which may hold a secret.
         query: sent with every request and never told; "" for none.
         cache: the folder where shards are kept.
-        verify: `full` hashes what the cache holds once per process; else only its size is compared.
+        verify: what is done with a shard that the cache holds already, when a process first uses it: `full` hashes it,
+            `once` does so unless it was found sound before and has not been touched since, `size` and `off` compare its
+            size. What is downloaded is always hashed.
     """
 
     url: str
@@ -103,7 +108,12 @@ class RemoteFolder:
     def _is_whole(self, path: Path, shard: Shard) -> bool:
         if not path.is_file() or path.stat().st_size != shard.bytes:
             return False
-        return self.verify != "full" or sha256_of(path) == shard.sha256
+        if self.verify in ("off", "size") or (self.verify == "once" and is_stamped(path, shard.sha256, _ITSELF)):
+            return True
+        if sha256_of(path) != shard.sha256:
+            return False
+        put_stamp(path, shard.sha256, _ITSELF)
+        return True
 
     def _fetch(self, shard: Shard, path: Path) -> None:
         part = path.with_suffix(".part")
@@ -116,6 +126,7 @@ class RemoteFolder:
                 )
             os.replace(part, path)
             sync_folder(path.parent)
+            put_stamp(path, shard.sha256, _ITSELF)
         finally:
             part.unlink(missing_ok=True)
 
@@ -146,14 +157,14 @@ def open_remote(
 
     Args:
         address: `https://host/folder/`; a query is sent with each request, a user name or password is refused.
-        verify: see `RemoteFolder`. What is downloaded is always hashed.
+        verify: see `RemoteFolder`; only the manifest is fetched and checked now, a shard is at first use.
         cache: folder to keep shards in; None is the folder `shards` of `cropl.data.stamp.cache_folder`.
 
     Raises:
         ShardError: the address is no such address; the manifest cannot be fetched or used; an unknown `verify`.
     """
     if verify not in get_args(Verify):
-        raise ShardError(f"verify {verify!r}: must be 'off', 'size' or 'full'")
+        raise ShardError(f"verify {verify!r}: must be one of {', '.join(get_args(Verify))}")
     try:
         parts = urlsplit(address)
         host = parts.netloc.rpartition("@")[2]

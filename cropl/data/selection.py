@@ -87,6 +87,7 @@ def select(
     rejected: list[Rejected] = []
     candidates: list[Candidate] = []
     read: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()  # by slug: different sources may have the same one
     for source in sources:
         found: list[Candidate] = []
         for row in source.reader:
@@ -95,8 +96,9 @@ def select(
                 rejected.append(row)
                 continue
             read[row.source] += 1
-            key = f"{prefix}-{slug(row.source)}-{read[row.source]:07d}"
-            found.append(Candidate(key, source.reader.images, row))
+            name = slug(row.source)
+            numbers[name] += 1
+            found.append(Candidate(f"{prefix}-{name}-{numbers[name]:07d}", source.reader.images, row))
         candidates += _subset(found, source.take, seed, source.reader.file.name)
     for name in caps or {}:
         if name not in read:

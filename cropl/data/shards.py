@@ -21,7 +21,7 @@ from cropl.data.manifest import Manifest, SampleError, Shard, ShardError, Verify
 from cropl.data.remote import open_remote, without_secrets
 from cropl.data.sample import Sample
 
-# N samples of all folders, K shards of all folders
+# N samples of all folders, K shards of all folders, F folders
 
 MAX_OPEN = 64
 """Shards that a process holds open at a time: systems allow some thousand files, and a set may have more shards."""
@@ -54,8 +54,8 @@ class ShardReader:
 
     Args:
         folders: a local folder with `manifest.json` or an `https` address of one, or several.
-        verify: how the shards are compared with the manifest now: `size` (default), `full` or `off`. Those at an
-            address are hashed when they are fetched.
+        verify: how local shards are compared with the manifest now, see `Manifest.verify`. Those at an address are
+            checked at first use, in each process, see `cropl.data.remote.RemoteFolder`.
         cache: where fetched shards are kept, see `cropl.data.remote.open_remote`.
         decode_side: large JPEGs are decoded at a half, a quarter or an eighth as long as both sides keep this many
             pixels, which is several times as fast; a sample's `picture` is then smaller than its `width` x `height`.
@@ -65,8 +65,8 @@ class ShardReader:
         fingerprint: identifies the data, all folders together.
         sources: names of the sources of all folders.
         source_N: of each sample, the number of its source in `sources`.
-        width_N, height_N, characters_N, boxes_N: of each sample, see `cropl.data.manifest.Entry`.
-        size_K: samples of each shard.
+        width_N, height_N, characters_N, boxes_N, answers_N: of each sample, see `cropl.data.manifest.Entry`.
+        size_K, size_F: samples of each shard, and of each folder.
 
     Raises:
         ShardError: as for `Manifest.read` and `Manifest.verify`; a key that two folders share; also for
@@ -96,8 +96,10 @@ class ShardReader:
         self.source_N = np.array([number[entry.source] for entry in entries], dtype=np.int64)
         self._extension_N = np.array([entry.extension.encode() for entry in entries])
         facts = np.array([entry[3:] for entry in entries], dtype=np.int64)
-        self._span_N4, (self.width_N, self.height_N, self.characters_N, self.boxes_N) = facts[:, :4], facts[:, 4:].T
+        self._span_N4 = facts[:, :4]
+        self.width_N, self.height_N, self.characters_N, self.boxes_N, self.answers_N = facts[:, 4:].T
         self.size_K = np.array([len(shard.entries) for _, shard in shards])
+        self.size_F = np.array([len(manifest) for _, manifest in opened])
         self._end_K = self.size_K.cumsum()
         self._shards = [(folder, replace(shard, entries=())) for folder, shard in shards]
         self.decode_side = decode_side
@@ -112,6 +114,11 @@ class ShardReader:
     def key(self, index: int) -> str:
         """The key of a sample."""
         return bytes(self._key_N[index]).decode()
+
+    def told(self, which_N: np.ndarray) -> str:
+        """Sources of the samples that a mask (N,) marks, and how many, for a message; "" if it marks none."""
+        counts = np.bincount(self.source_N[which_N], minlength=len(self.sources)).tolist()
+        return ", ".join(f"{source} ({count:,})" for source, count in zip(self.sources, counts) if count)
 
     def record(self, index: int) -> dict[str, Any]:
         """The raw sample as WebDataset names it: `__key__`, `__url__`, the image's extension, and `json`, as bytes."""
@@ -131,7 +138,7 @@ class ShardReader:
 
         Raises:
             SampleError: the record or the image is damaged; the message names shard and sample.
-        ShardError: the shard cannot be read.
+            ShardError: the shard cannot be read.
         """
         return self._sample(index, decode=True)
 

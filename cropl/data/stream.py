@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import pickle
 import pickletools
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
@@ -73,6 +75,8 @@ class SampleStream(IterableDataset[Delivery]):
 
     def __iter__(self) -> Iterator[Delivery]:
         worker = get_worker_info()
+        if worker:
+            _end_with_parent()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for index_M, valid_M in zip(self.index_BM[first::step].tolist(), self.valid_BM[first::step].tolist()):
             try:
@@ -191,6 +195,22 @@ class StreamLoader:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing, see `state_dict`."""
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that it works for is gone.
+
+    `torch` watches the parent, but a worker's parent is the forkserver, which in turn stays as long as a worker does: a
+    training that is killed would leave them all behind for ever.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_is(batch: Any) -> Any:

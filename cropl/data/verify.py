@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Protocol
 
 from cropl.data.images import load_image
 from cropl.data.manifest import NAME, Entry, Manifest, Shard, ShardError, sha256_of
+from cropl.data.remote import without_secrets
 from cropl.data.sample import Sample
 from cropl.data.tarball import index_shard
 
@@ -52,8 +54,13 @@ def verify_folder(folder: str | Path, images: bool = False, progress: Progress |
         progress: told of every shard.
 
     Raises:
-        ShardError: there is no such folder, or it holds neither a manifest nor shards.
+        ShardError: there is no such folder, or it holds neither a manifest nor shards, or it is an address.
     """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(folder)):
+        raise ShardError(
+            f"{without_secrets(str(folder))}: only local folders are verified; shards at an address are hashed when "
+            "they are fetched"
+        )
     folder = Path(folder)
     if not folder.is_dir():
         raise ShardError(f"{folder}: no such folder")
@@ -144,8 +151,9 @@ def _check_sample(entry: Entry, text: bytes, data: bytes) -> None:
             f"the image is {size[0]}x{size[1]}, its record says {sample.width}x{sample.height} and the manifest "
             f"{entry.width}x{entry.height}"
         )
-    if (sample.key, sample.source, len(sample.boxes)) != (entry.key, entry.source, entry.boxes):
-        raise ShardError("the record's key, source or number of boxes is not what the manifest says")
+    told = (sample.key, sample.source, len(sample.boxes), len(sample.answers))
+    if told != (entry.key, entry.source, entry.boxes, entry.answers):
+        raise ShardError("the record's key, source or number of boxes or answers is not what the manifest says")
 
 
 def _about(error: ShardError, path: Path) -> str:

@@ -30,7 +30,7 @@ class ShardFile:
 
     def __init__(self, path: Path) -> None:
         self.path, self.part = path, path.with_name(f".{path.name}.part")
-        self._facts: dict[str, tuple[str, tuple[int, int, int, int]]] = {}
+        self._facts: dict[str, tuple[str, tuple[int, int, int, int, int]]] = {}
         self._file = open(self.part, "wb")  # noqa: SIM115  stays open across calls
         self._tar = TarWriter(self._file, encoder=False, mtime=0, user="", group="")
 
@@ -59,7 +59,8 @@ class ShardFile:
         self._tar.write({"__key__": sample.key, **members, "json": record})
         turns = [(sample.asked, *sample.answers[:1]), *sample.followups]
         characters = sum(len(text) for turn in turns for text in turn)
-        self._facts[sample.key] = (sample.source, (sample.width, sample.height, characters, len(sample.boxes)))
+        counts = (characters, len(sample.boxes), len(sample.answers))
+        self._facts[sample.key] = (sample.source, (sample.width, sample.height, *counts))
 
     def finish(self) -> Shard:
         """Make it a shard: durable, read back, and under its name."""

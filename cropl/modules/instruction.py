@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from cropl.data.collate import SampleCollate
 from cropl.data.packing import IGNORE, Document, Packed, Turn, fit, rows_of
@@ -98,6 +99,7 @@ class InstructionModule(TokenLossModule):
         self.evidence = EvidenceLoss(self.vlm, evidence_layers) if evidence_weight else None
         self.prompts = PackedPrompts(self.vlm)
         self.accuracy = AnswerAccuracy(kinds)
+        self.loss = MeanMetric(nan_strategy="disable")  # over all processes' tokens, of which one may have none
 
     @property
     def collate(self) -> SampleCollate:
@@ -174,9 +176,7 @@ class InstructionModule(TokenLossModule):
         row_T, turn_T = places(rows.packed)
         where = list(zip(row_T.tolist(), turn_T.tolist()))
         counted = torch.tensor([rows.asked[b][turn].get("valid", True) for b, turn in where], dtype=torch.bool)
-        if counted.any():
-            loss = F.cross_entropy(logits[counted], targets[counted])
-            self.log("val/loss", loss, batch_size=int(counted.sum()))
+        self.loss.update(F.cross_entropy(logits[counted], targets[counted], reduction="none"))
         correct: dict[tuple[int, int], bool] = {}
         for place, ok in zip(where, right):
             correct[place] = correct.get(place, True) and ok
@@ -187,7 +187,9 @@ class InstructionModule(TokenLossModule):
     def on_validation_epoch_end(self) -> None:
         scores = self.accuracy.compute()
         self.log_dict({f"val/{name}": value for name, value in scores.items()}, prog_bar=True)
+        self.log("val/loss", self.loss.compute())
         self.accuracy.reset()
+        self.loss.reset()
 
     def export(self, folder: Path, dtype: str | None = None) -> None:
         """Write model, tokenizer and processor as a ``transformers`` folder."""

@@ -228,4 +228,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from tests.attacks import kills  # by its name, so that the forkserver imports it once for all runs
+
+    kills.main()

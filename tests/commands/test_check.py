@@ -1,6 +1,9 @@
 """`cropl check`: what is missing is named, what is wrong is an error, and every shipped recipe is at least right."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +18,19 @@ def test_what_a_data_recipe_needs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["check", "data/viscot_benchmark", *root]) == 1
     assert f"{tmp_path}/benchmark_gqa.json: no such annotation file" in capsys.readouterr().out
     (tmp_path / "benchmark_gqa.json").write_text("[]")
+    assert main(["check", "data/viscot_benchmark", *root]) == 1
+    assert "benchmark_gqa.json: no rows at 'item'" in capsys.readouterr().out
+    turns = [("human", "<image>\nWhat? Please provide the bounding box coordinate."), ("gpt", "[0.1, 0.1, 0.2, 0.2]")]
+    turns += [("human", "<image>"), ("gpt", "A dog.")]
+    talk = [{"from": speaker, "value": value} for speaker, value in turns]
+    row = {"image": ["cot/gqa/1.jpg", "cot/gqa/1.jpg###[1, 2, 3, 4]"], "conversations": talk}
+    row |= {"dataset": "gqa", "split": "val"}
+    (tmp_path / "benchmark_gqa.json").write_text(json.dumps([row]))
+    assert main(["check", "data/viscot_benchmark", *root]) == 1
+    lost = f"{tmp_path}/cot: no such folder of images (benchmark_gqa.json names 1 images in it)"
+    assert capsys.readouterr().out == f"data/viscot_benchmark: {lost}\n"
+    (tmp_path / "cot/gqa").mkdir(parents=True)
+    (tmp_path / "cot/gqa/1.jpg").touch()
     assert main(["check", "data/viscot_benchmark", *root]) == 0
     assert capsys.readouterr().out == "data/viscot_benchmark: ready\n"
 
@@ -29,19 +45,62 @@ data:
 """
 
 
+def shards(folder: Path, **changes: Any) -> None:
+    with ShardWriter(folder) as writer:
+        writer.write(replace(make_sample(0), key=f"{folder.name}-0", source=folder.name, **changes))
+
+
 def test_what_a_training_recipe_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with ShardWriter(tmp_path / "boxes") as writer:
-        writer.write(make_sample(0))
+    shards(tmp_path / "boxes")
+    shards(tmp_path / "talks2", boxes=[])
     names = {"boxes": tmp_path / "boxes", "talks": tmp_path / "talks", "model": "testbed:qwen2_vl"}
     path = tmp_path / "training.yaml"
     path.write_text(TRAINING.format(**names))
     assert main(["check", str(path)]) == 1
     found = capsys.readouterr().out.splitlines()
     assert len(found) == 1 and f"data.instruction: {tmp_path}/talks/manifest.json: no manifest" in found[0]
-    assert main(["check", str(path), "--data.init_args.instruction", str(tmp_path / "boxes")]) == 0
+    assert main(["check", str(path), "--data.init_args.instruction", str(tmp_path / "talks2")]) == 0
     path.write_text(TRAINING.format(**{**names, "model": "./nowhere", "talks": tmp_path / "boxes"}))
     assert main(["check", str(path)]) == 1
     assert "model.checkpoint: ./nowhere: no such checkpoint folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "says"),
+    [
+        ({"answers": []}, [], "samples without an answer: talks (1)"),
+        ({}, ["--data.init_args.weights", "{boxe: 1}"], "unknown source 'boxe'; did you mean 'boxes'"),
+        ({}, ["--data.init_args.global_batch", "8", "--data.init_args.micro_batch", "3"], "must be a multiple of"),
+        ({}, ["--data.init_args.localization_share", "2"], "localization_share 2.0 must lie between 0 and 1"),
+        ({}, [], None),
+    ],
+)
+def test_what_a_fit_would_refuse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, options: list[str], says: str | None
+) -> None:
+    shards(tmp_path / "boxes")
+    shards(tmp_path / "talks", **changes)
+    path = tmp_path / "training.yaml"
+    path.write_text(TRAINING.format(boxes=tmp_path / "boxes", talks=tmp_path / "talks", model="testbed:qwen2_vl"))
+    assert main(["check", str(path), *options]) == (says is not None)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{path}: data: ") and says in line if says else line == f"{path}: ready"
+
+
+def test_a_benchmark_is_checked_as_test_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards(tmp_path / "asked", answers=[])
+    shards(tmp_path / "answered")
+    path = tmp_path / "test.yaml"
+    for name, code in (("asked", 1), ("answered", 0)):
+        path.write_text(
+            "model: {class_path: cropl.modules.localizer.LocalizerModule, "
+            "init_args: {checkpoint: 'testbed:qwen2_vl'}}\n"
+            "data: {class_path: cropl.datamodules.benchmark.BenchmarkShards, "
+            f"init_args: {{test_dir: {tmp_path / name}}}}}"
+        )
+        assert main(["check", str(path)]) == code
+    first, second = capsys.readouterr().out.splitlines()
+    assert "data: samples without an answer: asked (1)" in first and second.endswith(": ready")
 
 
 @pytest.mark.parametrize(

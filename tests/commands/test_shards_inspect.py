@@ -89,6 +89,17 @@ def test_samples_are_chosen_from_every_source(folder: Path, write_shards: Write)
     assert choose(reader, 8, 0) == chosen != choose(reader, 8, 1)
 
 
+def test_names_are_whole_without_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "llava-instruct-conversations-of-pictures"
+    with ShardWriter(tmp_path / "long") as writer:
+        writer.write(replace(make_sample(0), source=name))
+    assert inspect(tmp_path / "long") == 0
+    assert name in capsys.readouterr().out
+
+
 def test_text_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = replace(make_sample(0), image=None, width=0, height=0, boxes=[], region=Region.full(), answers=[])
     with ShardWriter(tmp_path / "text") as writer:

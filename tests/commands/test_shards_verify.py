@@ -65,11 +65,26 @@ def test_a_manifest_that_cannot_be_used(write_shards: Write, capsys: pytest.Capt
     assert capsys.readouterr().out.splitlines()[-1] == "1 of 3 shards is damaged; 1 manifest cannot be used"
 
 
+def test_what_is_not_there_hides_no_damage(write_shards: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, lost = write_shards(), ["nowhere", "https://host/x"]
+    assert verify(folder, *lost) == FAILED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "nowhere: no such folder" and lines[1].startswith("https://host/x: only local folders")
+    assert lines[2].startswith("3 shards, 10 samples, ") and lines[2].endswith("sound; 2 folders cannot be verified")
+    (folder / "samples-000002.tar").unlink()
+    assert verify("nowhere", folder) == FAILED
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{folder / 'samples-000002.tar'}: the shard is missing")
+    assert lines[1:] == ["nowhere: no such folder", "1 of 3 shards is damaged; 1 folder cannot be verified"]
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         (["nowhere"], "nowhere: no such folder"),
         (["."], "manifest.json: no manifest"),
+        (["nowhere", "none"], "nowhere: no such folder; none: no such folder"),
+        (["https://host/shards/?sig=x"], "error: https://host/shards/: only local folders are verified"),
         ([], "required: DIR"),
         ([".", "--fast"], "unrecognized arguments: --fast"),
     ],

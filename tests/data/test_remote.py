@@ -84,7 +84,7 @@ def test_the_cache_serves_without_the_server(site: Site) -> None:
         ShardReader(site.url)
 
 
-@pytest.mark.parametrize("verify", ["off", "size", "full"])
+@pytest.mark.parametrize("verify", ["off", "size", "once", "full"])
 def test_a_damaged_copy_is_fetched_again(site: Site, cache: Path, verify: Any) -> None:
     shard = Manifest.read(site.folder).shards[1]
     copy = cache / f"{shard.sha256}.tar"
@@ -93,8 +93,28 @@ def test_a_damaged_copy_is_fetched_again(site: Site, cache: Path, verify: Any) -
     copy.write_bytes(whole[:-1])
     assert ShardReader(site.url, verify)[4].key == "s0004" and copy.read_bytes() == whole
     copy.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    os.utime(copy, ns=(1, 1))  # as of another time, however coarse the clock of the disk is
     assert ShardReader(site.url, verify)[4].key == "s0004"
-    assert (copy.read_bytes() == whole) is (verify == "full") and site.requests[SHARD] == 2 + (verify == "full")
+    hashed = verify in ("once", "full")
+    assert (copy.read_bytes() == whole) is hashed and site.requests[SHARD] == 2 + hashed
+
+
+def test_once_hashes_a_copy_once(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+
+    def noted(path: Path) -> str:
+        hashed.append(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(remote, "sha256_of", noted)
+    for _ in range(2):  # the download was hashed on its way
+        assert ShardReader(site.url, "once")[4].key == "s0004" and not hashed
+    (stamp,) = (Path(os.environ["CROPL_CACHE"]) / "verified").iterdir()
+    stamp.unlink()
+    for _ in range(2):
+        assert ShardReader(site.url, "once")[4].key == "s0004" and len(hashed) == 1
+    assert ShardReader(site.url, "full")[4].key == "s0004" and len(hashed) == 2
+    assert site.requests[SHARD] == 1
 
 
 def test_remains_of_a_killed_download_do_no_harm(site: Site, cache: Path) -> None:
@@ -119,7 +139,9 @@ def test_a_download_is_durable_before_it_has_its_name(site: Site, monkeypatch: p
 
     for name in ("fsync", "replace"):
         monkeypatch.setattr(os, name, noted(name))
-    assert ShardReader(site.url)[4].key == "s0004" and done == ["fsync", "replace", "fsync"]
+    assert ShardReader(site.url)[4].key == "s0004"
+    # The last one is the stamp's, which is remade if it is lost.
+    assert done == ["fsync", "replace", "fsync", "replace"]
 
 
 def test_where_the_cache_is(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +231,7 @@ def test_a_local_folder_may_be_called_anything(
 
 
 def test_verify_is_checked(site: Site) -> None:
-    with pytest.raises(ShardError, match="verify 'all'"):
+    with pytest.raises(ShardError, match="verify 'all': must be one of off, size, once, full"):
         open_folder(site.url, "all")  # type: ignore[arg-type]
     assert not site.requests
 

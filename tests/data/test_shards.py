@@ -8,16 +8,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import webdataset
 from PIL import Image
 
+from cropl.data.collate import Prepared, SampleCollate
 from cropl.data.images import ImageError, load_image
 from cropl.data.manifest import Manifest, ShardError
-from cropl.data.sample import Sample
+from cropl.data.sample import Box, Sample
 from cropl.data.shards import ShardReader, read_samples
 from cropl.data.writer import ShardWriter
-from cropl.grid import Region
+from cropl.grid import Region, TokenGrid
 from tests.data.conftest import make_sample
 
 Write = Callable[..., Path]
@@ -51,11 +54,43 @@ def test_the_reader_returns_what_was_written(write_shards: Write) -> None:
     manifest = Manifest.read(folder)
     assert len(manifest) == 10 and manifest.fingerprint == reader.fingerprint
     entry = manifest.shards[0].entries[1]
-    assert (entry.source, entry.extension, entry.width, entry.height, entry.boxes) == ("numbers", "png", 8, 7, 1)
-    assert entry.characters == len("Question 1?") + 1
-    for listed, names in ((reader.width_N, "width"), (reader.characters_N, "characters"), (reader.boxes_N, "boxes")):
-        assert listed.tolist() == [getattr(entry, names) for shard in manifest.shards for entry in shard.entries]
-    assert reader.sources == ["numbers"] and reader.size_K.tolist() == [4, 4, 2]
+    assert (entry.source, entry.extension, entry.width, entry.height) == ("numbers", "png", 8, 7)
+    assert (entry.characters, entry.boxes, entry.answers) == (len("Question 1?") + 1, 1, 1)
+    for name in ("width", "height", "characters", "boxes", "answers"):
+        listed = [getattr(entry, name) for shard in manifest.shards for entry in shard.entries]
+        assert getattr(reader, f"{name}_N").tolist() == listed
+    assert reader.sources == ["numbers"] and reader.size_K.tolist() == [4, 4, 2] and reader.size_F.tolist() == [10]
+
+
+def test_several_folders_are_told_apart(write_shards: Write, tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "text") as writer:
+        writer.write(text_alone())
+        writer.write(replace(text_alone("more"), answers=["a", "b", "c"]))
+    reader = ShardReader([write_shards(), tmp_path / "text"])
+    assert reader.size_F.tolist() == [10, 2] and reader.answers_N.tolist() == [1] * 10 + [0, 3]
+    assert reader.told(reader.answers_N != 1) == "text (2)" and reader.told(reader.answers_N > 3) == ""
+    assert reader.told(reader.answers_N > 0) == "numbers (10), text (1)"
+
+
+def test_pictures_decoded_at_a_fraction(tmp_path: Path) -> None:
+    """They are smaller, and the evidence lies on the same tokens all the same."""
+    gradient = np.linspace(0, 255, 400 * 600 * 3).astype(np.uint8).reshape(400, 600, 3)
+    buffer = io.BytesIO()
+    Image.fromarray(gradient).save(buffer, "JPEG")
+    boxes: list[Box] = [(150.0, 100.0, 300.0, 250.0), (500.0, 0.0, 600.0, 60.0)]
+    region = Region.from_boxes(boxes, 600, 400)
+    sample = replace(make_sample(0), image=buffer.getvalue(), width=600, height=400, boxes=boxes, region=region)
+    with ShardWriter(tmp_path / "out") as writer:
+        writer.write(sample)
+    whole, small = ShardReader(tmp_path / "out")[0], ShardReader(tmp_path / "out", decode_side=64)[0]
+    assert (whole.picture().size, small.picture().size) == ((600, 400), (75 * 2, 50 * 2))
+    assert small.boxes == whole.boxes and (small.width, small.height) == (600, 400)
+
+    def prepare(picture: Image.Image) -> Prepared:
+        return Prepared(torch.zeros(3, 8, 12), (8, 12), TokenGrid.stretched(8, 12, *picture.size))
+
+    one, two = (SampleCollate(prepare)([read])["questions"][0][0]["evidence"] for read in (whole, small))
+    assert torch.equal(one, two) and one.shape == (2, 96) and one.sum() == 2 * (3 * 3 + 2)
 
 
 def text_alone(key: str = "text") -> Sample:
@@ -210,7 +245,7 @@ def test_a_missing_shard_and_a_changed_manifest(write_shards: Write) -> None:
         ShardReader(folder)
     path = folder / "manifest.json"
     good = path.read_text()
-    for bad in ("", "[]", "{}", good.replace('"schema":2', '"schema":9'), good.replace("s0001", "s0002"), good[:-9]):
+    for bad in ("", "[]", "{}", good.replace('"schema":3', '"schema":2'), good.replace("s0001", "s0002"), good[:-9]):
         path.write_text(bad)
         with pytest.raises(ShardError, match=r"manifest\.json"):
             ShardReader(folder)

@@ -113,6 +113,11 @@ def test_a_longer_end_is_a_change_too(write_shards: Write) -> None:
     assert "the manifest says" in fault.message and "every sample is in its place" in fault.message
 
 
+def test_an_address_is_no_folder() -> None:
+    with pytest.raises(ShardError, match=r"^https://host/shards/: only local folders are verified"):
+        verify_folder("https://host/shards/?sig=hunter2")
+
+
 def test_a_member_of_another_size(write_shards: Write) -> None:
     folder = write_shards()
     bytes_of = Manifest.read(folder).shards[0].entries[1].json_bytes
@@ -125,7 +130,8 @@ def test_a_member_of_another_size(write_shards: Write) -> None:
     ("column", "value", "message"),
     [
         (7, 9, "the image is 8x6, its record says 8x6 and the manifest 9x6"),
-        (10, 3, "number of boxes is not what the manifest says"),
+        (10, 3, "number of boxes or answers is not what the manifest says"),
+        (11, 0, "number of boxes or answers is not what the manifest says"),
     ],
 )
 def test_facts_that_only_decoding_can_check(write_shards: Write, column: int, value: int, message: str) -> None:

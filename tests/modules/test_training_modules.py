@@ -140,15 +140,15 @@ def test_samples_make_the_batches_of_a_module(prepared):
 
 def test_repeated_samples_are_not_scored(prepared):
     module = InstructionModule(prepared[0]).eval()
-    losses = []
-    module.log = lambda name, value, **kwargs: losses.append(float(value))
     one = samples("train", 3)
     with torch.no_grad():
         module.validation_step(module.collate(one), 0)
         assert int(module.accuracy.counts[:, 1].sum()) == 3
+        loss, tokens = float(module.loss.compute()), int(module.loss.weight)
         module.validation_step(module.collate([*one, replace(one[0], valid=False)]), 0)
+        module.validation_step(module.collate([replace(one[0], valid=False)]), 0)  # not one token counts
     assert int(module.accuracy.counts[:, 1].sum()) == 6
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert float(module.loss.compute()) == pytest.approx(loss, rel=1e-5) and int(module.loss.weight) == 2 * tokens > 0
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, ClassVar
 
 import ijson
 
@@ -81,6 +82,9 @@ class Reader(ABC):
         images: folder that the rows' image paths start from; None where no images are at hand.
     """
 
+    streams: ClassVar[bool] = True
+    """Whether the first annotations come at once; False for a format of which a large file must be read whole."""
+
     def __init__(self, file: str | Path, images: str | Path | None = None) -> None:
         self.file = Path(file)
         self.images = None if images is None else Path(images)
@@ -112,12 +116,15 @@ class Reader(ABC):
             try:
                 if isinstance(row, BadRow):
                     raise row
-                yield from list(self.parse(row, number))
+                found = list(self.parse(row, number))
+                for one in found:
+                    _check_text(one)
+                yield from found
             except BadRow as bad:
                 yield Rejected(where, bad.reason, bad.detail)
             except KeyError as error:
                 yield Rejected(where, f"key {error.args[0]!r} is missing")
-            except (TypeError, ValueError, AttributeError, IndexError) as error:
+            except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
                 yield Rejected(where, "malformed row", f"{type(error).__name__}: {error}"[:200])
 
 
@@ -131,21 +138,35 @@ def json_rows(path: Path, at: str = "item") -> Iterator[Any]:
     Raises:
         ValueError: the file is missing, empty, or breaks off.
     """
+    if path.suffix == ".jsonl":
+        return json_lines(path)
+    nothing = f"no rows at {at!r}; is this the right file?"
+    return streamed(path, lambda file: ijson.items(file, at, use_float=True), nothing)
+
+
+def streamed(path: Path, parse: Callable[[BinaryIO], Iterable[Any]], nothing: str) -> Iterator[Any]:
+    """Rows of a JSON file as ijson finds them.
+
+    Args:
+        path: the file.
+        parse: one of ijson's functions, with what it looks for.
+        nothing: what is said if it finds no row.
+
+    Raises:
+        ValueError: the file is missing, breaks off, or has no row.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: no such annotation file")
-    if path.suffix == ".jsonl":
-        yield from json_lines(path)
-        return
     found = False
     try:
         with open(path, "rb") as file:
-            for row in ijson.items(file, at, use_float=True):
+            for row in parse(file):
                 found = True
                 yield row
     except (ijson.JSONError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON, or cut off ({' '.join(str(error).split())[:120]})") from None
     if not found:
-        raise ValueError(f"{path}: no rows at {at!r}; is this the right file?")
+        raise ValueError(f"{path}: {nothing}")
 
 
 def json_lines(path: Path) -> Iterator[Any]:
@@ -163,7 +184,7 @@ def json_lines(path: Path) -> Iterator[Any]:
                 found = True
                 try:
                     yield json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     yield BadRow("not JSON", error)
     if not found:
         raise ValueError(f"{path}: the file is empty")
@@ -224,11 +245,25 @@ def split_of_file(file: Path, split: str | None) -> str:
 def unique_ids(found: Iterable[Annotation | Rejected]) -> Iterator[Annotation | Rejected]:
     """The same, with `-2`, `-3`, ... after an id that a file publishes again."""
     seen: set[str] = set()
+    last: dict[str, int] = {}  # a file may give all its rows one id
     for one in found:
         if isinstance(one, Annotation):
-            published, times = one.id, 1
-            while one.id in seen:
+            id, times = one.id, last.get(one.id, 1)
+            while id in seen:
                 times += 1
-                one = replace(one, id=f"{published}-{times}")
-            seen.add(one.id)
+                id = f"{one.id}-{times}"
+            seen.add(id)
+            if id != one.id:
+                last[one.id] = times
+                one = replace(one, id=id)
         yield one
+
+
+def _check_text(one: Annotation) -> None:
+    """BadRow for half a character (a lone surrogate), which JSON's escapes can say and no file can hold."""
+    asked = (one.id, one.question, one.prompt, one.source, one.image or "")
+    for value in chain(asked, one.answers, *one.followups):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadRow("text with half a character", ascii(value)[:80]) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cropl.data.readers.base import BadRow, json_rows, split_of_file
 from cropl.data.readers.photos import QUESTION, PhotoBoxes
@@ -24,6 +24,8 @@ class CocoInstances(PhotoBoxes):
             leave some out, and a category that has no other box is not asked for.
         source, question: see `PhotoBoxes`.
     """
+
+    streams: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 
 import ijson
 
-from cropl.data.readers.base import Annotation, BadRow, Reader, split_of_file, text
+from cropl.data.readers.base import Annotation, BadRow, Reader, split_of_file, streamed, text
 from cropl.data.readers.llava_questions import SHORT_ANSWER
 
 KINDS = {"attr": "attribute", "rel": "relation", "obj": "existence"}
@@ -35,18 +35,8 @@ class Gqa(Reader):
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         """Id and record of each question, streamed: the training file has 943,000."""
-        if not self.file.is_file():
-            raise ValueError(f"{self.file}: no such annotation file")
-        found = False
-        try:
-            with open(self.file, "rb") as file:
-                for row in ijson.kvitems(file, "", use_float=True):
-                    found = True
-                    yield row
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.file}: not JSON, or cut off ({' '.join(str(error).split())[:120]})") from None
-        if not found:
-            raise ValueError(f"{self.file}: no questions by id; is this GQA's own question file?")
+        nothing = "no questions by id; is this GQA's own question file?"
+        return streamed(self.file, lambda file: ijson.kvitems(file, "", use_float=True), nothing)
 
     def parse(self, row: Any, number: int) -> Iterator[Annotation]:
         """One question."""

@@ -8,7 +8,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 from sys import intern
-from typing import Any
+from typing import Any, ClassVar
 
 from cropl.data.readers.base import Annotation, BadRow, Reader, json_rows, split_of_file, text
 from cropl.data.readers.llava_questions import SHORT_ANSWER, published_id
@@ -27,6 +27,8 @@ class VqaV2(Reader):
     Raises:
         ValueError: the split is unknown, or the prefix names none.
     """
+
+    streams: ClassVar[bool] = False
 
     def __init__(
         self,
