@@ -84,15 +84,15 @@ def copy(name: str | Path, destination: str | Path, clobber: bool = False) -> Pa
 
 
 def resolve_config_flags(args: Sequence[str]) -> list[str]:
-    """`args` with the value of every `-c`, `--config` replaced by the file it names (for LightningCLI)."""
+    """`args` with the value of every `-c`, `--config` replaced by the file of the training recipe that it names."""
     resolved: list[str] = []
     pending = False
     for arg in args:
         if pending:
-            arg = str(find(arg))
+            arg = str(expect("model", arg))
         elif arg.startswith(("--config=", "-c=")):
             flag, _, value = arg.partition("=")
-            arg = f"{flag}={find(value)}"
+            arg = f"{flag}={expect('model', value)}"
         pending = not pending and arg in ("-c", "--config")
         resolved.append(arg)
     return resolved
@@ -169,6 +169,30 @@ def load(recipes: Sequence[str | Path], overrides: dict[str, Any] | None = None)
         raise UsageError(f"{where}: {' '.join(str(error).split())}") from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+KINDS = {
+    "sources": ("data recipe", "cropl shards build -c"),
+    "arms": ("study", "cropl evaluate -c"),
+    "model": ("training recipe", "cropl fit -c"),
+}
+"""By the key that tells (the first that a recipe has): what it is, and the command that runs it."""
+
+
+def expect(key: str, name: str | Path) -> Path:
+    """The file of a recipe; UsageError if it is of another kind than those with `key`, naming the command for it."""
+    import yaml
+
+    path = find(name)
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return path  # whoever loads it says what is wrong
+    found = next((one for one in KINDS if isinstance(keys, dict) and one in keys), key)
+    if found != key:
+        kind, command = KINDS[found]
+        raise UsageError(f"{name} is a {kind}: {command} {name}")
+    return path
 
 
 def load_object(path: str) -> Any:

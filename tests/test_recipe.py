@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cropl import recipe
+from cropl.cli import main
 from cropl.errors import UsageError, check_keys, exit_code, guarded, one_line
 
 
@@ -145,3 +146,17 @@ def test_debug_lets_the_exception_through(monkeypatch):
 
     with pytest.raises(ValueError):
         guarded(run)
+
+
+@pytest.mark.parametrize(
+    ("command", "right"),
+    [
+        (["fit", "-c", "data/photos"], "data/photos is a data recipe: cropl shards build -c data/photos"),
+        (["fit", "--config=testbed/study"], "testbed/study is a study: cropl evaluate -c testbed/study"),
+        (["evaluate", "-c", "testbed/llava"], "testbed/llava is a training recipe: cropl fit -c testbed/llava"),
+        (["shards", "build", "-c", "testbed/study"], "testbed/study is a study: cropl evaluate -c testbed/study"),
+    ],
+)
+def test_a_recipe_of_another_kind_names_its_command(command, right, capsys):
+    assert main(command) == 2
+    assert capsys.readouterr().err == f"cropl: error: {right}\n"

@@ -29,8 +29,10 @@ def run(args: Sequence[str], training_cli: Callable[..., Any]) -> int:
         return 0 if args else 2
     names = []
     rest = list(args)
-    while rest and not rest[0].startswith("-"):
-        names.append(rest.pop(0))
+    while rest and (not rest[0].startswith("-") or rest[0] in ("-c", "--config")):
+        first = rest.pop(0)
+        if not first.startswith("-"):
+            names.append(first)
     if not names:
         raise UsageError("name a recipe: cropl check data/crop_mix (`cropl ls` lists the built-in ones)")
     faults = 0

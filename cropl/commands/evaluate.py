@@ -47,6 +47,8 @@ def evaluate(recipes: Sequence[str], overrides: dict[str, Any] | None = None, qu
     """
     from cropl.evaluation.study import Study
 
+    for name in recipes:
+        recipe.expect("arms", name)
     config = recipe.load(recipes, overrides)
     study = Study.from_config(config)
     label = recipe.label(recipes)

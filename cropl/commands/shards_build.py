@@ -14,6 +14,7 @@ data/crop_mix` what of them is missing.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +32,15 @@ def run(args: Sequence[str]) -> int:
     """The command; returns its exit code."""
     if not args or "-h" in args or "--help" in args:
         print(__doc__)
+        if args:
+            print(_keys())
         return 0 if args else 2
     recipes, overrides = recipe.parse_flags(args)
     if not recipes:
         raise UsageError("no recipe given: cropl shards build -c data/viscot_benchmark (`cropl ls data/` lists them)")
+
+    for name in recipes:
+        recipe.expect("sources", name)
 
     from cropl.data.recipe import DataRecipe
 
@@ -76,6 +82,14 @@ def run(args: Sequence[str]) -> int:
         )
     show(out, given.groups, manifest)
     return 0
+
+
+def _keys() -> str:
+    """The keys of a data recipe, from its docstring."""
+    from cropl.data.recipe import DataRecipe
+
+    text = inspect.getdoc(DataRecipe) or ""
+    return "Keys of a data recipe; --KEY VALUE sets one:\n" + text.partition("Attributes:")[2].rstrip()
 
 
 def show(out: Path, groups: dict[str, Any], manifest: Manifest) -> None:

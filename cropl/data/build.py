@@ -59,19 +59,20 @@ def build(
         ValueError: the folder holds something else, another build is writing into it, or a key comes twice.
         RunError: too many rows cannot be used, and the next run looks at them again; or a process died.
     """
+    _refuse_foreign(folder)
+    twice = [key for key, times in Counter(one.key for one in selection.candidates).most_common(1) if times > 1]
+    if twice:
+        raise ValueError(f"sample key {twice[0]!r} comes more than once; keys must be unique")
+    (folder / RECORDS).mkdir(parents=True, exist_ok=True)  # whoever finds it knows whose folder this is
     refuse_too_many(selection.rejected, _rows(selection), max_bad, folder)
     if not selection.candidates:
         raise ValueError("nothing is left to write: no row of the sources can be used")
-    key, times = Counter(candidate.key for candidate in selection.candidates).most_common(1)[0]
-    if times > 1:
-        raise ValueError(f"sample key {key!r} comes {times} times; keys must be unique")
     options = [BUILD_VERSION, prefix, samples_per_shard, asdict(labelling), selection.digest()]
     records = folder / RECORDS
     if _is_complete(folder, options):
         progress(len(selection.candidates))
         shutil.rmtree(records, ignore_errors=True)  # left by a build that was killed after its last step but this
         return Manifest.read(folder)
-    records.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(records / "lock", timeout=0):
             _claim(folder, options)
@@ -93,7 +94,6 @@ def refuse_too_many(
     """
     if len(rejected) <= max_bad * rows:
         return
-    folder.mkdir(parents=True, exist_ok=True)
     path = list_rejected(folder, [*earlier, *rejected])
     why = "; ".join(f"{reason}: {count:,}" for reason, count in reasons(rejected).most_common(3))
     raise RunError(
@@ -130,13 +130,26 @@ def _claim(folder: Path, options: list[Any]) -> None:
         found = None
     if found == options:
         return
-    if found is not None or any(path.parent.glob("[0-9]*.json")):
-        raise ValueError(f"{folder}: holds a part of another build; remove it, or choose another folder (--out)")
-    if any(folder.glob("*.tar")):
-        raise ValueError(f"{folder}: already holds shards; remove them, or choose another folder (--out)")
+    if any(path.parent.glob("[0-9]*.json")) or any(folder.glob("*.tar")):
+        raise ValueError(
+            f"{folder}: holds a part of another build (other rows, seed, prefix, sizes or --placeholder); remove it, "
+            "or choose another folder (--out)"
+        )
     part = path.with_suffix(".part")
     part.write_text(json.dumps(options), encoding="utf-8")
     os.replace(part, path)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Write into nobody else's folder: a build's own one is known by its records or its manifest."""
+    if not folder.is_dir() or (folder / RECORDS).is_dir() or (folder / NAME).exists():
+        return
+    found = sorted(path.name for path in folder.iterdir())
+    if any(name.endswith(".tar") for name in found):
+        raise ValueError(f"{folder}: already holds shards; remove them, or choose another folder (--out)")
+    if found:
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise ValueError(f"{folder}: holds other files ({found[0]}{more}); choose a new folder (--out)")
 
 
 def _is_complete(folder: Path, options: list[Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -91,6 +92,11 @@ class Task:
         return made if whole else None
 
 
+def _leave_interrupts() -> None:
+    """Ctrl-C reaches every process; the first one ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _do(task: Task, labelling: Labelling) -> Chunk:
     made = write_chunk(task.shard, task.candidates, labelling)
     made.write(task.record)
@@ -119,7 +125,7 @@ def _run(tasks: Sequence[Task], left: list[int], labelling: Labelling, workers: 
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(workers, context) as pool:
+    with ProcessPoolExecutor(workers, context, _leave_interrupts) as pool:
         waiting = iter(left)
         running: dict[Future[Chunk], int] = {}
         try:

@@ -117,6 +117,8 @@ class Manifest:
         try:
             text = path.read_bytes()
         except FileNotFoundError:
+            if not path.parent.is_dir():
+                raise ShardError(f"{path.parent}: no such folder of shards") from None
             raise ShardError(f"{path}: no manifest; the shards are incomplete, or were not written by cropl") from None
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None

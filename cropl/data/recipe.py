@@ -66,7 +66,11 @@ class DataRecipe:
         check_keys(dict(config), [one.name for one in fields(cls)], "data recipe")
         for key in ("out", "sources"):
             if not config.get(key):
-                raise UsageError(f"data recipe: key {key!r} is missing; `cropl ls data/` lists the built-in ones")
+                lack = "is empty" if key in config else "is missing"
+                raise UsageError(f"data recipe: key {key!r} {lack}; `cropl ls data/` lists the built-in ones")
+        for key, value in config.items():
+            if value is True and key not in ("shuffle", "placeholder"):
+                raise UsageError(f"data recipe: {key} (--{key}) needs a value")
         made = cls(**{key: value for key, value in config.items() if value is not None})
         made._check()
         return made

@@ -31,7 +31,7 @@ class TokenLossModule(TrainingModule):
         options: see :class:`~cropl.modules.base.TrainingModule`.
 
     Logs ``train/loss``, the mean over the tokens of a step, and ``train/loss/SOURCE`` for this process's tokens of each
-    source.
+    source (NaN in a step without any).
     """
 
     def __init__(self, loss_weighting: Weighting = "token", **options: Any):
@@ -41,6 +41,7 @@ class TokenLossModule(TrainingModule):
         self.loss_weighting = loss_weighting
         self._window: Tensor
         self._sources: dict[str, Tensor]
+        self._known: set[str] = set()
         self._start_window()
 
     def summed(self, loss_T: Tensor, sample_T: Tensor, source_T: Tensor, sources: list[str]) -> tuple[Tensor, Tensor]:
@@ -89,9 +90,12 @@ class TokenLossModule(TrainingModule):
                 parameter.grad.mul_(scale)
         if tokens:
             self.log("train/loss", loss / tokens, prog_bar=True)
-        for name, (lost, count) in ((name, seen.tolist()) for name, seen in self._sources.items()):
-            if count:
-                self.log(f"train/loss/{name}", lost / count)
+        self._known |= set(self._sources)
+        for name in sorted(
+            self._known
+        ):  # a logger repeats what is not logged anew: a source without tokens has no loss
+            lost, count = self._sources[name].tolist() if name in self._sources else (0.0, 0.0)
+            self.log(f"train/loss/{name}", lost / count if count else float("nan"))
         self._start_window()
 
     def _start_window(self) -> None:

@@ -58,7 +58,7 @@ def test_what_a_training_recipe_needs(tmp_path: Path, capsys: pytest.CaptureFixt
     path.write_text(TRAINING.format(**names))
     assert main(["check", str(path)]) == 1
     found = capsys.readouterr().out.splitlines()
-    assert len(found) == 1 and f"data.instruction: {tmp_path}/talks/manifest.json: no manifest" in found[0]
+    assert len(found) == 1 and f"data.instruction: {tmp_path}/talks: no such folder of shards" in found[0]
     assert main(["check", str(path), "--data.init_args.instruction", str(tmp_path / "talks2")]) == 0
     path.write_text(TRAINING.format(**{**names, "model": "./nowhere", "talks": tmp_path / "boxes"}))
     assert main(["check", str(path)]) == 1

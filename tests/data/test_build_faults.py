@@ -41,7 +41,7 @@ def test_sources_that_are_spelled_alike_share_their_numbers(folder: Path) -> Non
 def test_a_key_that_comes_twice_is_refused_before_anything_is_written(folder: Path) -> None:
     selection = chosen(folder, [row(0), row(1)])
     twice = Selection([Candidate("k", one.images, one.annotation) for one in selection.candidates], [], selection.read)
-    with pytest.raises(ValueError, match="sample key 'k' comes 2 times"):
+    with pytest.raises(ValueError, match="sample key 'k' comes more than once"):
         build(folder / "out", "p", twice, Labelling(), samples_per_shard=1)
     assert not (folder / "out").exists()
 
@@ -256,3 +256,20 @@ def test_the_command_says_which_images_are_missing(tmp_path: Path, capsys: pytes
     assert f"{tmp_path}/cot: no such folder of images" in capsys.readouterr().err and not (tmp_path / "out").exists()
     assert main(["shards", "build", "-c", str(tmp_path / "given.yaml"), "--placeholder", "--workers", "0"]) == 0
     assert len(Manifest.read(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "rejected.jsonl", "build.json", "x.tar"])
+def test_somebody_elses_folder_is_left_alone(folder: Path, name: str) -> None:
+    out = folder / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(ValueError, match="already holds shards|holds other files"):
+        build(out, "p", chosen(folder, [row(0)]), Labelling())
+    assert [path.name for path in out.iterdir()] == [name] and (out / name).read_text() == "mine"
+
+
+def test_a_build_that_wrote_nothing_makes_room_for_another(folder: Path) -> None:
+    rows = [row(number, image="none.png") for number in range(3)]
+    with pytest.raises(RunError, match="the image is missing: 3"):
+        build(folder / "out", "p", chosen(folder, rows), Labelling())
+    assert len(build(folder / "out", "p", chosen(folder, rows), Labelling(placeholder=True))) == 3
