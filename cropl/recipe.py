@@ -179,19 +179,23 @@ KINDS = {
 """By the key that tells (the first that a recipe has): what it is, and the command that runs it."""
 
 
-def expect(key: str, name: str | Path) -> Path:
-    """The file of a recipe; UsageError if it is of another kind than those with `key`, naming the command for it."""
+def kind_of(content: object) -> str | None:
+    """The kind of a recipe with this content: a key of `KINDS`; None if it has none of them, as an overlay may."""
+    return next((key for key in KINDS if isinstance(content, Mapping) and key in content), None)
+
+
+def expect(kind: str, name: str | Path) -> Path:
+    """The file of a recipe; UsageError if it is of another kind than this key of `KINDS`, naming the command for it."""
     import yaml
 
     path = find(name)
     try:
-        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = kind_of(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError):
         return path  # whoever loads it says what is wrong
-    found = next((one for one in KINDS if isinstance(keys, dict) and one in keys), key)
-    if found != key:
-        kind, command = KINDS[found]
-        raise UsageError(f"{name} is a {kind}: {command} {name}")
+    if found is not None and found != kind:
+        what, command = KINDS[found]
+        raise UsageError(f"{name} is a {what}: {command} {name}")
     return path
 
 

@@ -14,7 +14,6 @@ It is a measurement, not a test: the exit code is 0 however slow it is.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 
 from cropl import recipe
 from cropl.commands.arguments import check_writable
+from cropl.commands.printing import counted, table_console
 from cropl.errors import UsageError, check_keys
 
 RECIPE = "bench/data"
@@ -65,11 +65,11 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
 
     from cropl.bench.data import TOGETHER, DataBench, measure
     from cropl.bench.inputs import checkpoint_processor, published_processor, write_photographs
+    from cropl.data.recipe import cores
     from cropl.evaluation import facts
     from cropl.evaluation.progress import Stages
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = cores if config["workers"] is None else config["workers"]
+    workers = cores() if config["workers"] is None else config["workers"]
     name, model = config["processor"], str(config["model"])
     prepare = checkpoint_processor(model) if name is None else published_processor(str(name))
     with ExitStack() as stack:
@@ -84,7 +84,7 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
         measured = measure(one, config["rounds"], stages.advance)
     return {
         "hardware": facts.hardware(torch.device("cpu")),
-        "cores": cores,
+        "cores": cores(),
         "versions": facts.versions(),
         "commit": facts.commit(),
         "data": "photographs" if config["dir"] is None else str(config["dir"]),
@@ -95,12 +95,9 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
 
 def show(made: dict[str, Any]) -> None:
     """Print the table, and what follows from it."""
-    from rich.console import Console
     from rich.table import Column, Table
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = table_console()
     alone, together, workers = made["alone"], made["together"], made["workers"]
     names = ("CPU us/sample", "samples/s per core", "share", "samples/s")
     title = f"{made['processor']} on {made['data']}, {made['width']:.0f} x {made['height']:.0f} on average"
@@ -116,7 +113,7 @@ def show(made: dict[str, Any]) -> None:
     for name, row in together.items():
         if row["samples_per_s"] is not None:
             cpu, each, rate = row["cpu_us"], row["samples_per_s_per_worker"], row["samples_per_s"]
-            label = f"{labels[name]}, {_counted(workers, 'worker')}"
+            label = f"{labels[name]}, {counted(workers, 'worker')}"
             table.add_row(label, f"{cpu:,.0f}", f"{each:,.0f}", "", f"{rate:,.0f}")
     console.print(table)
     for line in conclusions(made):
@@ -125,7 +122,7 @@ def show(made: dict[str, Any]) -> None:
 
 def conclusions(made: dict[str, Any]) -> list[str]:
     """What bounds the stream, and its ratios, in words."""
-    ratios, workers, bound = made["ratios"], _counted(made["workers"], "worker"), made["bound"]
+    ratios, workers, bound = made["ratios"], counted(made["workers"], "worker"), made["bound"]
     share = 100 * made["alone"][bound]["share"]
     sent = ratios["sent"]
     lines = [
@@ -149,7 +146,3 @@ def conclusions(made: dict[str, Any]) -> list[str]:
 
 def _verdict(ratio: float) -> str:
     return "" if ratio >= WANTED else f" - BELOW {WANTED}"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
-from cropl.errors import USAGE, UsageError, nearest
+from cropl.commands.verbs import run_verb
 
 VERBS = {
     "build": "read published files and write them as shards",
@@ -16,12 +15,4 @@ VERBS = {
 
 def run(args: Sequence[str]) -> int:
     """Hand over to the verb's own module."""
-    if not args or args[0] in ("-h", "--help"):
-        width = max(map(len, VERBS))
-        lines = "\n".join(f"  {verb:<{width}}  {what}" for verb, what in VERBS.items())
-        print(f"usage: cropl shards VERB ...\n\n{lines}\n\n`cropl shards VERB --help` says more.")
-        return 0 if args else USAGE
-    verb, rest = args[0], list(args[1:])
-    if verb not in VERBS:
-        raise UsageError(f"unknown command 'shards {verb}'{nearest(verb, list(VERBS), 'commands')}")
-    return int(importlib.import_module(f"cropl.commands.shards_{verb}").run(rest) or 0)
+    return run_verb("shards", VERBS, args)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from cropl import recipe
 from cropl.commands.arguments import check_writable
+from cropl.commands.printing import table_console
 from cropl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,15 +95,12 @@ def _keys() -> str:
 
 def show(out: Path, groups: dict[str, Any], manifest: Manifest) -> None:
     """Print what was read, chosen and written, by source and by the recipe's groups."""
-    from rich.console import Console
     from rich.table import Table
 
     from cropl.data.build import REJECTED, REPORT
 
     report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    console = table_console()
     columns = ("read", "chosen", "written")
     table = Table("source", *(_right(name) for name in columns))
     for name, counts in report["sources"].items():

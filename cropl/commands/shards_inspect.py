@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cropl.commands.arguments import Parser, check_writable
+from cropl.commands.printing import table_console
 from cropl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ def run(args: Sequence[str]) -> int:
         raise UsageError(f"--count {given.count}: must be 1 to {MAX_TILES}")
     if given.out is None and "://" in given.folders[0]:
         raise UsageError("--out is needed: shards at an address have no folder beside them")
-    from rich.console import Console
-
     from cropl.data.padding import padding
     from cropl.data.shards import ShardReader
     from cropl.data.statistics import count_samples
@@ -52,10 +51,7 @@ def run(args: Sequence[str]) -> int:
     check_writable(out)
     with Stages() as stages:
         counts = count_samples(given.folders, stages)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
-    console.print(table(counts))
+    table_console().print(table(counts))
     if counts.sizes:
         smallest, median, largest = (counts.sizes[i] for i in (0, len(counts.sizes) // 2, -1))
         sizes = [f"{width}x{height}" for width, height in (median, smallest, largest)]

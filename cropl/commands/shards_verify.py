@@ -7,6 +7,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from cropl.commands.arguments import Parser
+from cropl.commands.printing import counted
 from cropl.errors import FAILED, UsageError
 
 EPILOG = """Every shard is checked for its size, its structure (each header of the tar file), its index and its SHA-256.
@@ -62,8 +63,3 @@ def run(args: Sequence[str]) -> int:
     lines += [f"{counted(len(lost), 'folder')} cannot be verified"] if lost else []
     print("; ".join(lines))
     return FAILED if failed else 0
-
-
-def counted(number: int, what: str) -> str:
-    """`1 shard`, `1,000 shards`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"

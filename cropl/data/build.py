@@ -7,7 +7,6 @@ record in `.build`; whoever starts the same build again does only what has no re
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from cropl.data.chunks import Chunk, Task, make_chunks
+from cropl.data.files import write_whole
 from cropl.data.labelling import Labelling
 from cropl.data.manifest import NAME, Manifest, ShardError
 from cropl.data.readers.base import Rejected
@@ -135,9 +135,7 @@ def _claim(folder: Path, options: list[Any]) -> None:
             f"{folder}: holds a part of another build (other rows, seed, prefix, sizes or --placeholder); remove it, "
             "or choose another folder (--out)"
         )
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(options), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(options))
 
 
 def _refuse_foreign(folder: Path) -> None:

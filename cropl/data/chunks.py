@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from cropl.data.files import write_whole
 from cropl.data.images import ImageError
 from cropl.data.labelling import Labelling
 from cropl.data.manifest import Entry, Shard
@@ -33,14 +33,12 @@ class Chunk:
 
     def write(self, path: Path) -> None:
         """Leave the record, whole or not at all."""
-        part = path.with_suffix(".part")
         record = {
             "shard": None if self.shard is None else asdict(self.shard),
             "rejected": [asdict(row) for row in self.rejected],
             "repairs": dict(self.repairs),
         }
-        part.write_text(json.dumps(record), encoding="utf-8")
-        os.replace(part, path)
+        write_whole(path, json.dumps(record))
 
     @classmethod
     def read(cls, path: Path) -> Chunk:

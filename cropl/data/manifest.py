@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from cropl.data.files import sha256_of, sync_folder
 from cropl.data.images import EXTENSIONS
 from cropl.data.stamp import is_stamped, put_stamp
 
@@ -236,21 +237,3 @@ def joint_fingerprint(manifests: Sequence[Manifest]) -> str:
     """Identifies several data sets together: one keeps its own fingerprint."""
     prints = [manifest.fingerprint for manifest in manifests]
     return prints[0] if len(prints) == 1 else hashlib.sha256("".join(prints).encode()).hexdigest()
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sync_folder(folder: str | Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

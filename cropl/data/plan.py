@@ -9,12 +9,12 @@ batches of which the last one wraps, and each of them dealt out (`deal`): sample
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from cropl.data.seeded import seeded
 from cropl.data.shards import ShardReader
 from cropl.errors import nearest
 
@@ -90,7 +90,7 @@ class Plan:
             whole, rest = divmod(self._total(i, len(members)), max(1, len(members)))
             repeats_N[members] = whole
             if rest:  # a window that moves through a fixed permutation of the source
-                shuffled = _random(self.seed, "subsample", source).permutation(members)
+                shuffled = seeded("cropl", ORDER_VERSION, self.seed, "subsample", source).permutation(members)
                 repeats_N[shuffled[np.arange(epoch * rest, (epoch + 1) * rest) % len(members)]] += 1
         return repeats_N
 
@@ -126,7 +126,7 @@ def epoch_order(size_K: np.ndarray, seed: int, epoch: int, repeats_N: np.ndarray
         seed, epoch: what the order follows from.
         repeats_N: how often each sample comes; once by default.
     """
-    random = _random(seed, "order", str(epoch))
+    random = seeded("cropl", ORDER_VERSION, seed, "order", epoch)
     end_K = np.cumsum(size_K)
     shards = [np.arange(end - size, end) for size, end in zip(np.asarray(size_K).tolist(), end_K.tolist())]
     permuted = [shards[k] for k in random.permutation(len(shards))]
@@ -157,9 +157,3 @@ def evaluation_batches(count: int, batch: int, rank: int = 0, world: int = 1) ->
     steps = -(-count // (batch * world))
     places = np.arange(steps * world * batch).reshape(steps, world, batch)[:, rank]
     return places % max(count, 1), places < count
-
-
-def _random(seed: int, *what: str) -> np.random.RandomState:
-    """NumPy's frozen generator: its streams never change (NEP 19), as a saved position needs."""
-    digest = hashlib.sha256("/".join(["cropl", str(ORDER_VERSION), str(seed), *what]).encode()).digest()
-    return np.random.RandomState(np.frombuffer(digest, dtype=np.uint32))

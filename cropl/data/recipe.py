@@ -88,7 +88,7 @@ class DataRecipe:
     @property
     def processes(self) -> int:
         """Worker processes."""
-        return len(os.sched_getaffinity(0)) if self.workers is None else self.workers
+        return cores() if self.workers is None else self.workers
 
     def open(self) -> list[Source]:
         """The readers.
@@ -172,3 +172,8 @@ class DataRecipe:
         for name, group in self.groups.items():
             if not isinstance(group, Mapping) or not isinstance(group.get("sources"), list):
                 raise UsageError(f"data recipe: groups: {name} needs a list `sources`, and may say `published`")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,7 +24,8 @@ from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_ope
 from filelock import FileLock
 
 from cropl import __version__
-from cropl.data.manifest import NAME, Manifest, Shard, ShardError, Verify, sha256_of, sync_folder
+from cropl.data.files import sha256_of, sync_folder
+from cropl.data.manifest import NAME, Manifest, Shard, ShardError, Verify
 from cropl.data.stamp import cache_folder, is_stamped, put_stamp
 
 T = TypeVar("T")

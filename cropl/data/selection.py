@@ -13,7 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from cropl.data.readers.base import Annotation, Reader, Rejected
+from cropl.data.seeded import seeded
 from cropl.errors import nearest
+
+VERSION = "cropl-selection-1"
+"""Names the algorithm of this file: another one chooses others."""
 
 Progress = Callable[[int], None]
 """Told how many more are done."""
@@ -107,7 +111,7 @@ def select(
         mine = {id(c) for c in _subset([c for c in candidates if c.annotation.source == name], cap, seed, name)}
         candidates = [c for c in candidates if c.annotation.source != name or id(c) in mine]
     if shuffle:
-        candidates = [candidates[i] for i in _random(seed, "order").permutation(len(candidates))]
+        candidates = [candidates[i] for i in seeded(VERSION, seed, "order").permutation(len(candidates))]
     return Selection(candidates, rejected, read)
 
 
@@ -125,10 +129,5 @@ def _subset(found: list[Candidate], count: int | None, seed: int, name: str) -> 
     """A seeded subset, in the order of `found`."""
     if count is None or count >= len(found):
         return found
-    chosen = np.sort(_random(seed, "subset", name).permutation(len(found))[:count])
+    chosen = np.sort(seeded(VERSION, seed, "subset", name).permutation(len(found))[:count])
     return [found[i] for i in chosen]
-
-
-def _random(seed: int, *what: str) -> np.random.RandomState:
-    digest = hashlib.sha256("/".join(["cropl-selection-1", str(seed), *what]).encode()).digest()
-    return np.random.RandomState(np.frombuffer(digest, dtype=np.uint32))

@@ -13,8 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
+from cropl.data.files import sha256_of
 from cropl.data.images import load_image
-from cropl.data.manifest import NAME, Entry, Manifest, Shard, ShardError, sha256_of
+from cropl.data.manifest import NAME, Entry, Manifest, Shard, ShardError
 from cropl.data.remote import without_secrets
 from cropl.data.sample import Sample
 from cropl.data.tarball import index_shard

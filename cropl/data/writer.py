@@ -13,8 +13,9 @@ from types import TracebackType
 from PIL import Image
 from webdataset import TarWriter
 
+from cropl.data.files import sha256_of, sync_folder
 from cropl.data.images import EXTENSIONS, image_format, load_image
-from cropl.data.manifest import KEY, NAME, Entry, Manifest, Shard, ShardError, sha256_of, sync_folder
+from cropl.data.manifest import KEY, NAME, Entry, Manifest, Shard, ShardError
 from cropl.data.sample import Sample
 from cropl.data.tarball import index_shard
 

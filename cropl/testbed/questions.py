@@ -10,7 +10,8 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from cropl.testbed.scenes import Box, Scene, Thing, _rng
+from cropl.data.sample import Box
+from cropl.testbed.scenes import Scene, Thing, _rng
 from cropl.testbed.world import COLORS, LETTERS, SHAPES
 
 

@@ -13,10 +13,10 @@ from functools import cache
 
 from PIL import Image, ImageDraw, ImageFont
 
+from cropl.data.sample import Box
 from cropl.testbed.backgrounds import background
 from cropl.testbed.world import COLORS, SHAPES, SPLITS, WORDS
 
-Box = tuple[float, float, float, float]
 VERSION = 1
 """Part of every seed: raise it when a change alters what is drawn, so that caches of older scenes are not reused."""
 

@@ -177,7 +177,7 @@ def test_a_plan_is_there_whole_or_not_at_all(folder: Path, monkeypatch: pytest.M
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("cropl.data.build.os.replace", killed)
+        patch.setattr("cropl.data.files.os.replace", killed)
         build(folder / "out", "p", chosen(folder, [row(0)]), Labelling())
     assert not (folder / "out" / ".build" / "plan.json").exists()
     assert len(build(folder / "out", "p", chosen(folder, [row(0)]), Labelling())) == 1

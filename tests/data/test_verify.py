@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cropl.data.manifest import Manifest, ShardError, sha256_of
+from cropl.data.files import sha256_of
+from cropl.data.manifest import Manifest, ShardError
 from cropl.data.verify import Fault, tar_files, verify_folder
 from tests.attacks.forged import seal
 

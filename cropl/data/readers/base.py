@@ -6,32 +6,17 @@ a reason for each other one, so that whoever builds shards can count them, list 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
-import ijson
-
+from cropl.data.readers.rows import BadRow, json_rows
 from cropl.data.sample import Box, Turn
-
-
-class BadRow(ValueError):
-    """A row that cannot be used.
-
-    Args:
-        reason: a few words that many rows can share, to be counted by: "no question".
-        detail: what is in this row.
-    """
-
-    def __init__(self, reason: str, detail: object = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail != "" else reason)
-        self.reason, self.detail = reason, str(detail)
 
 
 @dataclass(frozen=True)
@@ -126,68 +111,6 @@ class Reader(ABC):
                 yield Rejected(where, f"key {error.args[0]!r} is missing")
             except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
                 yield Rejected(where, "malformed row", f"{type(error).__name__}: {error}"[:200])
-
-
-def json_rows(path: Path, at: str = "item") -> Iterator[Any]:
-    """Rows of a `.jsonl` file, or of a list in a JSON file, streamed: some published files have hundreds of megabytes.
-
-    Args:
-        path: the file.
-        at: where the list lies, in ijson's notation: `item` is a list at the top, `questions.item` one under a key.
-
-    Raises:
-        ValueError: the file is missing, empty, or breaks off.
-    """
-    if path.suffix == ".jsonl":
-        return json_lines(path)
-    nothing = f"no rows at {at!r}; is this the right file?"
-    return streamed(path, lambda file: ijson.items(file, at, use_float=True), nothing)
-
-
-def streamed(path: Path, parse: Callable[[BinaryIO], Iterable[Any]], nothing: str) -> Iterator[Any]:
-    """Rows of a JSON file as ijson finds them.
-
-    Args:
-        path: the file.
-        parse: one of ijson's functions, with what it looks for.
-        nothing: what is said if it finds no row.
-
-    Raises:
-        ValueError: the file is missing, breaks off, or has no row.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such annotation file")
-    found = False
-    try:
-        with open(path, "rb") as file:
-            for row in parse(file):
-                found = True
-                yield row
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON, or cut off ({' '.join(str(error).split())[:120]})") from None
-    if not found:
-        raise ValueError(f"{path}: {nothing}")
-
-
-def json_lines(path: Path) -> Iterator[Any]:
-    """Rows of a file with one JSON value per line, whatever its name ends in; a line that is not JSON is a `BadRow`.
-
-    Raises:
-        ValueError: the file is missing or empty.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such annotation file")
-    found = False
-    with open(path, "rb") as file:
-        for line in file:
-            if line.strip():
-                found = True
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    yield BadRow("not JSON", error)
-    if not found:
-        raise ValueError(f"{path}: the file is empty")
 
 
 def text(value: Any, what: str) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cropl.data.readers.base import BadRow, json_rows, split_of_file
+from cropl.data.readers.base import BadRow, split_of_file
 from cropl.data.readers.photos import QUESTION, PhotoBoxes
+from cropl.data.readers.rows import json_rows
 
 
 class CocoInstances(PhotoBoxes):

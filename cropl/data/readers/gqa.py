@@ -10,8 +10,9 @@ from typing import Any
 
 import ijson
 
-from cropl.data.readers.base import Annotation, BadRow, Reader, split_of_file, streamed, text
+from cropl.data.readers.base import Annotation, BadRow, Reader, split_of_file, text
 from cropl.data.readers.llava_questions import SHORT_ANSWER
+from cropl.data.readers.rows import streamed
 
 KINDS = {"attr": "attribute", "rel": "relation", "obj": "existence"}
 """GQA's semantic types by our kinds; its `cat` (which sort of thing) and `global` (the whole scene) have none."""

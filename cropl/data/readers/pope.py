@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cropl.data.readers.base import Annotation, BadRow, Reader, json_lines, text
+from cropl.data.readers.base import Annotation, BadRow, Reader, text
 from cropl.data.readers.llava_questions import SHORT_ANSWER, published_id
+from cropl.data.readers.rows import json_lines
 
 _CATEGORY = re.compile(r"(?:^|_)(random|popular|adversarial)$")
 

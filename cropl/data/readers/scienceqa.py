@@ -5,16 +5,18 @@
 context where there is one, the question, the choices with their letters, and the request for a letter.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from cropl.data.readers.base import Annotation, BadRow, Reader, split_of, text
+from cropl.data.readers.rows import json_object
 
 OPTION_LETTER = "Answer with the option's letter from the given choices directly."
 """What LLaVA appends to questions with choices."""
+
+NOTHING = "not a JSON object with ids or splits as its keys; is this the right file?"
 
 
 class ScienceQA(Reader):
@@ -44,7 +46,7 @@ class ScienceQA(Reader):
         Raises:
             ValueError: a file is missing or not a JSON object, or there is no such split.
         """
-        problems, splits = _mapping(self.file), _mapping(self.splits)
+        problems, splits = json_object(self.file, NOTHING), json_object(self.splits, NOTHING)
         if not isinstance(splits.get(self.split), list):
             raise ValueError(f"{self.splits}: no split {self.split!r}; it has {sorted(splits)}")
         for id in map(str, splits[self.split]):
@@ -73,15 +75,3 @@ class ScienceQA(Reader):
             image=None if image is None else f"{split}/{id}/{text(image, 'image')}",
             kind="choice",
         )
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such annotation file")
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON, or cut off ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path}: not a JSON object with ids or splits as its keys; is this the right file?")
-    return content

@@ -8,8 +8,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from cropl.data.readers.base import Annotation, BadRow, Reader, image_size, json_rows, split_of, text
+from cropl.data.readers.base import Annotation, BadRow, Reader, image_size, split_of, text
 from cropl.data.readers.llava_questions import SHORT_ANSWER, published_id
+from cropl.data.readers.rows import json_rows
 
 
 class TextVqa(Reader):

@@ -10,8 +10,9 @@ from pathlib import Path
 from sys import intern
 from typing import Any, ClassVar
 
-from cropl.data.readers.base import Annotation, BadRow, Reader, json_rows, split_of_file, text
+from cropl.data.readers.base import Annotation, BadRow, Reader, split_of_file, text
 from cropl.data.readers.llava_questions import SHORT_ANSWER, published_id
+from cropl.data.readers.rows import json_rows
 
 
 class VqaV2(Reader):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from cropl.data.readers.base import Annotation, Rejected, json_rows, unique_ids
+from cropl.data.readers.base import Annotation, Rejected, unique_ids
 from cropl.data.readers.gqa import Gqa
+from cropl.data.readers.rows import json_rows
 
 
 def numbered(*published: str) -> list[str]:

@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from cropl import recipe
 from cropl.data.readers.base import Annotation
 from cropl.data.readers.mme import COGNITION, PERCEPTION, Mme
-from tests.data.readers.conftest import sort
+from tests.data.readers.conftest import of_recipe, sort
 
 APART = ("artwork", "celebrity", "landmark", "posters", "scene")
 ASK = "Please answer yes or no."
@@ -55,8 +54,7 @@ def test_a_pair(folder: Path) -> None:
 
 
 def test_the_recipe_and_images_elsewhere(folder: Path, tmp_path: Path) -> None:
-    (spec,) = recipe.load(["data/mme"], {"vars.root": str(folder)})["sources"]
-    reader = recipe.instantiate(spec, "sources")
+    reader = of_recipe("data/mme", root=folder)
     assert reader.images == folder and len(list(reader)) == 28
     (tmp_path / "photos" / "count").mkdir(parents=True)
     (tmp_path / "photos" / "count" / "0002.png").touch()

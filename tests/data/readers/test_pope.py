@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from cropl import recipe
 from cropl.data.readers.base import Annotation
 from cropl.data.readers.pope import Pope
-from tests.data.readers.conftest import sort
+from tests.data.readers.conftest import of_recipe, sort
 
 ROW: dict[str, Any] = {
     "question_id": 1,
@@ -88,10 +87,9 @@ def test_no_file_and_an_empty_one(tmp_path: Path) -> None:
 def test_the_published_files(published: Callable[[str], Path], category: str, labels: dict[str, int]) -> None:
     path = published(f"pope/coco_pope_{category}.json")
     lines = path.read_text(encoding="utf-8").splitlines()
-    by_category = {"vars.root": str(path.parent), "vars.category": category}
-    by_file = {"vars.root": str(path.parent), "vars.file": path.name, "vars.source": f"pope-{category}"}
     readers = [
-        recipe.instantiate(recipe.load(["data/pope"], how)["sources"][0], "sources") for how in (by_category, by_file)
+        of_recipe("data/pope", root=path.parent, category=category),
+        of_recipe("data/pope", root=path.parent, file=path.name, source=f"pope-{category}"),
     ]
     annotations, rejected = sort(readers[0])
     assert list(readers[1]) == annotations and not rejected
