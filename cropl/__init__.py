@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from cropl.models.vlm import load_vlm as load_vlm
     from cropl.prompt import RegionCodec as RegionCodec
     from cropl.pruning import ILP as ILP
+    from cropl.pruning import PLC as PLC
     from cropl.pruning import pruned as pruned
 
 _LAZY = {
     "AreaRecall": "cropl.metrics.area",
     "ILP": "cropl.pruning",
+    "PLC": "cropl.pruning",
     "Localizer": "cropl.models.localizer",
     "Region": "cropl.grid",
     "RegionCodec": "cropl.prompt",

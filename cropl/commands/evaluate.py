@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cropl import recipe
 from cropl.commands.arguments import check_writable
+from cropl.commands.printing import table_console
 from cropl.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,8 +66,10 @@ def evaluate(recipes: Sequence[str], overrides: dict[str, Any] | None = None, qu
     vlm = open_vlm(study.model, study.device, study.dtype, study.attention)
     localizer = open_localizer(study.localizer, study.device, study.dtype) if study.localizer else None
     grounding = open_vlm(study.grounding, study.device, study.dtype) if study.grounding else None
+    names = dict.fromkeys(arm.model for arm in study.arms if arm.model)
+    models = {name: open_vlm(name, study.device, study.dtype, study.attention) for name in names}
     with Stages() as stages:
-        outcome = run_study(study, samples, vlm, localizer, grounding, label, stages)
+        outcome = run_study(study, samples, vlm, localizer, grounding, label, stages, models)
         path = save(outcome, samples, out, study.gallery)
     if not quiet:
         show(outcome, path)
@@ -83,13 +86,9 @@ def load_samples(study: Study) -> list[Sample]:
 
 def show(outcome: Outcome, path: Path) -> None:
     """Print the tables and where the report is."""
-    from rich.console import Console
-
     from cropl.evaluation import tables
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = table_console(160)
     rows = outcome.results["rows"]
     found = outcome.results["localizer"]
     console.print()

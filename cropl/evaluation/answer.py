@@ -17,10 +17,11 @@ import torch
 
 from cropl.evaluation.pictures import by_image, controlled, displayed
 from cropl.evaluation.plan import Run
+from cropl.grid import TokenGrid
 from cropl.metrics.cost import kv_bytes
 from cropl.models.inputs import VLMInputs
 from cropl.models.vlm import VLM
-from cropl.pruning import Patch, pruned
+from cropl.pruning import Patch, PreLLM, pruned
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,6 +53,14 @@ class Answers:
     seconds: dict[str, float] = field(default_factory=dict)
     encode_seconds: float = 0.0
     images: int = 0
+
+    def add(self, other: Answers) -> None:
+        """Take in the runs of another model; what is shared stays that of the first."""
+        for name in ("texts", "visual", "probes", "seconds"):
+            getattr(self, name).update(getattr(other, name))
+        if not self.images:
+            self.text_tokens, self.encode_seconds = other.text_tokens, other.encode_seconds
+            self.images = other.images
 
 
 def answer_all(
@@ -133,7 +142,7 @@ def _answer_chunk(
         inputs = vlm.inputs(pictures, [samples[index].asked for index in batch], encoded)
         _wait(vlm)
         began = time.perf_counter()
-        with pruning(vlm, run, samples, batch) as patch:
+        with pruning(vlm, run, samples, batch, inputs.grids) as patch:
             texts = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
         _wait(vlm)
         answers.seconds[run.key] += time.perf_counter() - began
@@ -147,12 +156,16 @@ def _answer_chunk(
 
 
 def pruning(
-    vlm: VLM, run: Run, samples: Sequence[Sample], batch: Sequence[int]
+    vlm: VLM, run: Run, samples: Sequence[Sample], batch: Sequence[int], grids: Sequence[TokenGrid]
 ) -> AbstractContextManager[Patch | None]:
-    """The context in which `run` answers `batch` (indices into `samples`): `pruned`, or nothing at all for dense."""
+    """The context in which `run` answers `batch` (indices into `samples`, with their token grids): `pruned`, or nothing
+    at all for dense."""
     method = run.method([samples[index].key for index in batch])
     if method is None:
         return nullcontext()
+    if isinstance(method, PreLLM):
+        regions = None if run.regions is None else [run.regions[index] for index in batch]
+        return pruned(vlm, method, regions=regions, grids=None if regions is None else grids)
     keep = None if run.keep is None else [run.keep[index] for index in batch]
     return pruned(vlm, method, keep=keep)
 
@@ -169,7 +182,7 @@ def _probe(
 ) -> int:
     """Bytes of the key-value cache after the prefill of one question, read off the cache itself."""
     inputs = vlm.inputs([image], [samples[index].asked], [features])
-    with pruning(vlm, run, samples, [index]):
+    with pruning(vlm, run, samples, [index], inputs.grids):
         output = vlm.model(**inputs.kwargs(), use_cache=True, logits_to_keep=1)
     return kv_bytes(output.past_key_values)
 

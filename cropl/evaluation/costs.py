@@ -20,6 +20,7 @@ from cropl.grid import TokenGrid
 from cropl.metrics import cost
 from cropl.models.vlm import VLM
 from cropl.prompt import localizer_prompt
+from cropl.pruning.base import PreLLM
 
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
@@ -32,7 +33,8 @@ class Costs:
 
     Attributes:
         prefill_flops: of the language model.
-        with_vision: plus the vision tower and projector for the image of each question; None for unknown towers.
+        with_vision: plus the vision tower, the projector, and what compresses before the language model, for the image
+            of each question; None for unknown towers.
         with_localizer: plus what gave the regions: nothing for true regions and for methods without, the localizer
             where it was the source (or gave their size); None where the cost is unknown.
         kv_bytes: of the key-value cache after the prefill.
@@ -90,7 +92,9 @@ def _vision(vlm: VLM, tokens: Sequence[int]) -> float | None:
         return None
 
 
-def measure_costs(vlm: VLM, runs: Sequence[Run], answers: Answers, fixed: FixedCosts) -> dict[str, Costs]:
+def measure_costs(
+    vlm: VLM, runs: Sequence[Run], answers: Answers, fixed: FixedCosts, grids: Sequence[TokenGrid]
+) -> dict[str, Costs]:
     """The costs of every run by its key, from the tokens that its prefills really had in each layer."""
     text_config = vlm.decoder.config
     by_run = {}
@@ -100,7 +104,9 @@ def measure_costs(vlm: VLM, runs: Sequence[Run], answers: Answers, fixed: FixedC
             for text, layers in zip(answers.text_tokens, answers.visual[run.key], strict=True)
         ]
         flops = _mean([cost.decoder_flops(text_config, layers) for layers in lengths])
-        with_vision = _plus(flops, fixed.vision)
+        method = run.method([""])
+        compressing = _mean([method.flops(grid) for grid in grids]) if isinstance(method, PreLLM) else 0.0
+        with_vision = _plus(flops + compressing, fixed.vision)
         by_run[run.key] = Costs(
             prefill_flops=flops,
             with_vision=with_vision,

@@ -22,9 +22,11 @@ from cropl.evaluation.study import ALL, Arm
 from cropl.grid import Region, TokenGrid
 from cropl.models.region_sources import RegionSource
 from cropl.models.vlm import VLM
+from cropl.pruning.base import PreLLM
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.request import region_mask
 from cropl.recipe import load_object
+from cropl.testbed import weights
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,7 +67,7 @@ class Run:
         """The pruning method for a batch of questions with these keys; None for dense."""
         if self.arm.method == "dense":
             return None
-        options = dict(self.arm.options)
+        options = {k: weights.resolve(v) if isinstance(v, str) else v for k, v in self.arm.options.items()}
         if self.layer is not None:
             options["layer"] = self.layer
         if self.arm.positions is not None:
@@ -94,8 +96,12 @@ class Run:
         return self.kept[0]
 
 
-def check_arms(arms: Sequence[Arm], vlm: VLM, grids: Sequence[TokenGrid]) -> None:
+def check_arms(
+    arms: Sequence[Arm], vlm: VLM, grids: Sequence[TokenGrid], models: Mapping[str, VLM] | None = None
+) -> None:
     """Build every run's method once, so that what cannot run fails before anything is localized or answered.
+
+    `models` are those of arms that name one of their own.
 
     Raises:
         UsageError: wrong or missing arguments of a method, a K above L, a budget that a method has no use for, or a
@@ -105,7 +111,7 @@ def check_arms(arms: Sequence[Arm], vlm: VLM, grids: Sequence[TokenGrid]) -> Non
         if arm.method == "dense":
             continue
         try:
-            check_model(vlm)
+            check_model((models or {}).get(arm.model or "", vlm))
             for seed in arm.runs():
                 _check_run(Run(arm, seed, _checked_layer(arm, vlm.num_layers)), vlm.num_layers, grids)
         except InfeasibleBudget:
@@ -190,6 +196,9 @@ def _fill(
         run.kept = totals if arm.budget is None else _own_budget(arm, run.layer, num_layers, totals)
         return
     run.regions = list(regions[arm.region_source, run.seed if arm.region_source == "random" else None])
+    if isinstance(method := run.method([""]), PreLLM):  # takes the regions themselves
+        run.kept = [method.count(grid) for grid in grids]
+        return
     if arm.budget is None:
         run.keep = [region_mask(region, grid) for region, grid in zip(run.regions, grids, strict=True)]
     else:

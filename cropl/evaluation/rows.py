@@ -8,6 +8,7 @@ intervals resample questions, never seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,9 +89,10 @@ def _identity(study: Study, arm: Arm, run: Run, n: int) -> dict[str, Any]:
         "layer": run.layer,
         "budget": arm.budget,
         "budget_meaning": arm.budget_meaning,
-        "positions": arm.positions or ("original" if arm.method != "dense" else None),
+        "positions": arm.positions or {"dense": None, "plc": "compact"}.get(arm.method, "original"),
         "options": dict(arm.options),
-        "model": study.model,
+        "model": arm.model or study.model,
+        "model_name": arm.model_name,
         "benchmark": study.benchmark,
         "n": n,
         "seed": study.seed,
@@ -148,8 +150,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def compare(study: Study, rows: Sequence[Mapping[str, Any]], scores: Scores) -> list[dict[str, Any]]:
-    """ILP with predicted regions against its `RIVALS`, at every budget, on the same questions."""
-    comparisons = []
+    """ILP with predicted regions against its `RIVALS`, at every budget, and PLC models of the same regions."""
+    pairs = []
     prunes = [row for row in rows if row["layer"] is not None and row["layer"] < row["num_layers"]]
     for a in prunes:
         if (a["method"], a["region_source"]) != ("ilp", "predicted") or a["arm"] not in scores:
@@ -161,11 +163,16 @@ def compare(study: Study, rows: Sequence[Mapping[str, Any]], scores: Scores) -> 
                 same = same and (b["method"] == "prune" or all(a[knob] == b[knob] for knob in ("layer", "positions")))
                 if (b["method"], b["region_source"]) != rival or not same or b["arm"] not in scores:
                     continue
-                difference = scores[a["arm"]] - scores[b["arm"]]
-                interval = paired_bootstrap_ci(scores[a["arm"]], scores[b["arm"]], study.bootstrap, study.seed)
-                comparisons.append({
-                    "a": name(a, rows), "b": name(b, rows), "arm_a": a["arm"], "arm_b": b["arm"],
-                    "budget": a["budget"], "difference": float(difference.mean()), "ci95": list(interval),
-                    "n": len(difference),
-                })  # fmt: skip
+                pairs.append((a, b))
+    compressed = [row for row in rows if row["method"] == "plc" and row["arm"] in scores]
+    pairs += [(a, b) for a, b in combinations(compressed, 2) if a["region_source"] == b["region_source"]]
+    comparisons = []
+    for a, b in pairs:
+        difference = scores[a["arm"]] - scores[b["arm"]]
+        interval = paired_bootstrap_ci(scores[a["arm"]], scores[b["arm"]], study.bootstrap, study.seed)
+        comparisons.append({
+            "a": name(a, rows), "b": name(b, rows), "arm_a": a["arm"], "arm_b": b["arm"],
+            "budget": a["budget"], "difference": float(difference.mean()), "ci95": list(interval),
+            "n": len(difference),
+        })  # fmt: skip
     return comparisons

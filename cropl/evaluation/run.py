@@ -15,8 +15,8 @@ from PIL import Image
 
 from cropl.errors import UsageError
 from cropl.evaluation import gallery, report, rows
-from cropl.evaluation.answer import answer_all
-from cropl.evaluation.costs import fixed_costs, measure_costs
+from cropl.evaluation.answer import Answers, answer_all
+from cropl.evaluation.costs import Costs, fixed_costs, measure_costs
 from cropl.evaluation.facts import circumstances, peak_memory
 from cropl.evaluation.files import write_json, write_jsonl
 from cropl.evaluation.localize import Localized, localize
@@ -49,6 +49,7 @@ def run_study(
     grounding: VLM | None = None,
     recipe: str | None = None,
     stages: Stages | None = None,
+    models: Mapping[str, VLM] | None = None,
 ) -> Outcome:
     """Answer all questions under all arms.
 
@@ -60,6 +61,7 @@ def run_study(
         grounding: for the source `zero_shot`.
         recipe: its name, for the rows.
         stages: where progress goes.
+        models: the models of arms that name one of their own, by this name.
 
     Raises:
         UsageError: no samples, or keys that repeat; a source without what it needs; a knob that the model cannot have.
@@ -74,16 +76,22 @@ def run_study(
     stages = stages or Stages()
     with torch.inference_mode():
         grids = _grids(vlm, samples)
-        check_arms(study.arms, vlm, grids)
+        check_arms(study.arms, vlm, grids, models)
+        others = {name: other for name, other in (models or {}).items() if _same_grids(name, other, samples, grids)}
         fixed = fixed_costs(vlm, samples, grids, localizer)
         found = localize(study, samples, localizer, grounding, stages)
         runs = make_plan(study.arms, vlm.num_layers, [sample.key for sample in samples], grids, found.regions)
         feasible = [run for run in runs if run.infeasible is None]
         stages.stage("answering", len(samples) * len(feasible))
-        answers = answer_all(
-            vlm, samples, runs, study.batch_size, study.max_new_tokens, study.chunk_images, stages.advance
-        )
-        costs = measure_costs(vlm, feasible, answers, fixed)
+        answers = Answers()
+        costs: dict[str, Costs] = {}
+        for name, one in ((None, vlm), *others.items()):
+            mine = [run for run in feasible if run.arm.model == name]
+            part = answer_all(
+                one, samples, mine, study.batch_size, study.max_new_tokens, study.chunk_images, stages.advance
+            )
+            costs |= measure_costs(one, mine, part, fixed, grids)
+            answers.add(part)
     shared = {
         **circumstances(vlm),
         "recipe": recipe,
@@ -92,7 +100,7 @@ def run_study(
         "images": answers.images,
         "encode_seconds": answers.encode_seconds,
         "localizer": study.localizer,
-        "localizer_coverage": localizer.coverage if localizer is not None else None,
+        "localizer_readout": str(localizer.readout) if localizer is not None else None,
         "localizer_seconds": found.seconds,
         "localizer_resolution": fixed.localizer_resolution,
         "peak_memory_bytes": peak_memory(vlm.device),
@@ -113,6 +121,12 @@ def _grids(vlm: VLM, samples: Sequence[Sample]) -> list[TokenGrid]:
     sizes = [(sample.width, sample.height) for sample in samples]
     known = {size: vlm.inputs([Image.new("RGB", size)], ["?"]).grids[0] for size in sorted(set(sizes))}
     return [known[size] for size in sizes]
+
+
+def _same_grids(name: str, other: VLM, samples: Sequence[Sample], grids: Sequence[TokenGrid]) -> bool:
+    if _grids(other, samples) != list(grids):
+        raise UsageError(f"study: model {name} has other visual tokens than the study's model: compare them apart")
+    return True
 
 
 def _predictions(

@@ -17,6 +17,7 @@ from cropl.evaluation import schema
 METHODS = {
     "dense": "cropl.pruning.dense.Dense",
     "ilp": "cropl.pruning.ilp.ILP",
+    "plc": "cropl.pruning.plc.PLC",
     "prune": "cropl.pruning.ilp.ILP",  # the paper's name for ILP(layer=0, positions="compact")
     "random": "cropl.pruning.random.RandomTokens",
 }
@@ -44,6 +45,7 @@ class Arm:
         positions: "original" or "compact"; None is the method's own default.
         seeds: a random control is run once per seed and averaged; empty otherwise.
         control: what is done to the image beforehand, one of `CONTROLS`, or None.
+        model: the model that answers where it is another than the study's, such as one that was trained with PLC.
         options: further arguments of the class.
     """
 
@@ -56,17 +58,29 @@ class Arm:
     positions: str | None = None
     seeds: tuple[int, ...] = ()
     control: str | None = None
+    model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """A short unique name, as `predictions.jsonl` uses it: "ilp-predicted-k1-64"."""
-        parts = [self.method, self.control, None if self.region_source == "none" else self.region_source]
+        source = None if self.region_source == "none" else self.region_source
+        parts = [self.method, self.model_name, self.control, source]
         parts += [None if self.layer is None else f"k{self.layer}", None if self.budget is None else str(self.budget)]
         parts += ["layer_average" if self.budget_meaning != "post_prune" else None]
         parts += [self.positions if self.positions and self.method != "prune" else None]
-        parts += [f"{name}={value}" for name, value in sorted(self.options.items())]
+        options = {name: value for name, value in self.options.items() if value != self.model}
+        parts += [f"{name}={value}" for name, value in sorted(options.items())]
         return "-".join(part for part in parts if part)
+
+    @property
+    def model_name(self) -> str | None:
+        """What tells its model from others: the last part of its name, or the folder around an `export`."""
+        if self.model is None:
+            return None
+        *_, before, last = ["", *self.model.replace(":", "/").rstrip("/").split("/")]
+        name = before if last == "export" else last
+        return None if name == self.method else name
 
     def runs(self) -> list[int | None]:
         """One entry per run of this arm: its seeds, or a single None."""
@@ -178,27 +192,32 @@ def _entries(arms: Any) -> list[Mapping[str, Any]]:
 def _expand(entry: Mapping[str, Any], seeds: tuple[int, ...]) -> list[Arm]:
     """All arms of one entry: the product of its lists, in the order written."""
     knobs = ("region_source", "layer", "budget", "budget_meaning", "positions")
-    check_keys(dict(entry), ["method", "init_args", "seeds", *knobs], "study arms")
+    check_keys(dict(entry), ["method", "init_args", "model", "seeds", *knobs], "study arms")
     method = str(entry.get("method", ""))
     if "." not in method and method not in METHODS:
         raise UsageError(f"study arms: unknown method {method!r}{nearest(method, tuple(METHODS))} (or a class path)")
     where = f"study arm {method!r}"
     options = schema.mapping(entry.get("init_args"), f"{where}: init_args")
+    schema.text(entry, "model", null=True)
     seeds = schema.integers(entry.get("seeds", seeds), f"{where}: seeds")
     lists = [schema.each(entry.get(knob)) for knob in knobs]
     if [] in lists:
         raise UsageError(f"{where}: {knobs[lists.index([])]} is an empty list, which stands for no arm at all")
-    return [_arm(method, dict(zip(knobs, values)), options, seeds) for values in product(*lists)]
+    model = entry.get("model")
+    return [_arm(method, dict(zip(knobs, values)), options, seeds, model) for values in product(*lists)]
 
 
-def _arm(method: str, knobs: dict[str, Any], options: Mapping[str, Any], seeds: tuple[int, ...]) -> Arm:
+def _arm(
+    method: str, knobs: dict[str, Any], options: Mapping[str, Any], seeds: tuple[int, ...], model: str | None = None
+) -> Arm:
     where = f"study arm {method!r}"
     if METHODS.get(method, method) == METHODS["dense"]:
-        given = {**knobs, "init_args": options or None}
-        for knob in ("region_source", "layer", "budget", "positions", "init_args"):
+        given = {**knobs, "init_args": options or None, "model": model}
+        for knob in ("region_source", "layer", "budget", "positions", "init_args", "model"):
             if given[knob] is not None and (knob, given[knob]) != ("region_source", "none"):
                 raise UsageError(
-                    f"{where}: {knob} {given[knob]!r} has no effect, dense keeps every token: leave it out"
+                    f"{where}: {knob} {given[knob]!r} has no effect, dense is the study's model with every token: "
+                    "leave it out"
                 )
     source = knobs["region_source"] or "none"
     schema.one_of(source, SOURCES, f"{where} region_source")
@@ -215,15 +234,24 @@ def _arm(method: str, knobs: dict[str, Any], options: Mapping[str, Any], seeds: 
         raise UsageError(f"{where}: layer {layer!r} must be an integer from 0 to L, or 'all'")
     if budget is not None:
         check_budget(budget, where)
-    if method in ("ilp", "prune") and source == "none":
+    if method in ("ilp", "plc", "prune") and source == "none":
         raise UsageError(f"{where}: needs a region_source ({', '.join(s for s in SOURCES if s != 'none')})")
     if method == "random" and budget is None:
         raise UsageError(f"{where}: random tokens need a budget")
+    if method == "plc":
+        if budget is not None or layer is not None or positions is not None:
+            raise UsageError(
+                f"{where}: keeps as many tokens as it was trained with: leave budget, layer, positions out"
+            )
+        if "compressor" not in options:
+            if model is None:
+                raise UsageError(f"{where}: needs the key 'model', the folder of an exported PLC (or testbed:plc)")
+            options = {**options, "compressor": model}
     random = method == "random" or source == "random"
     name = method.rpartition(".")[2].lower() if "." in method else method
     return Arm(
         name, METHODS.get(method, method), source, layer, budget, meaning, positions,
-        seeds if random else (), None, dict(options),
+        seeds if random else (), None, model, dict(options),
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ CONTROLS = {
     "evidence_only": "dense, evidence only",
 }
 
-FIXED = ("dense", "prune")
+FIXED = ("dense", "plc", "prune")
 """Methods that leave no choice of K and positions."""
 
 
@@ -38,7 +38,9 @@ def name(row: Row | None, rows: Sequence[Row] = ()) -> str:
         return ""
     if row.get("control"):
         return CONTROLS.get(row["control"], f"dense, {row['control']}")
-    method = {"ilp": "ILP", "random": "random tokens"}.get(row["method"], row["method"])
+    method = str({"ilp": "ILP", "plc": "PLC", "random": "random tokens"}.get(row["method"], row["method"]))
+    if row.get("model_name"):
+        method += f" ({row['model_name']})"
     source = SOURCES.get(row["region_source"], "" if row["region_source"] == "none" else row["region_source"])
     layer = positions = ""
     if row["method"] not in FIXED:
@@ -83,6 +85,10 @@ def amount(value: float | None, unit: str) -> str:
 def excludes_zero(pair: Sequence[float] | None) -> bool:
     """Whether an interval lies wholly on one side of 0."""
     return bool(pair) and pair is not None and pair[0] is not None and (pair[0] > 0 or pair[1] < 0)
+
+
+def _budget(comparison: Row) -> str:
+    return "" if comparison["budget"] is None else str(comparison["budget"])
 
 
 def budget(row: Row) -> str:
@@ -174,7 +180,7 @@ def comparisons_html(comparisons: Sequence[Mapping[str, Any]]) -> str:
     for one in comparisons:
         color = ("good" if one["difference"] > 0 else "bad") if excludes_zero(one["ci95"]) else "soft"
         body.append(
-            f"<tr><td>{escape(one['a'])}</td><td>{escape(one['b'])}</td><td class=n>{escape(str(one['budget']))}</td>"
+            f"<tr><td>{escape(one['a'])}</td><td>{escape(one['b'])}</td><td class=n>{escape(_budget(one))}</td>"
             f'<td class="n {color}">{100 * one["difference"]:+.1f}</td>'
             f"<td class=n><i>{interval(one['ci95'], sign=True)}</i></td></tr>"
         )
@@ -189,7 +195,7 @@ def provenance_html(row: Row, results: Mapping[str, Any]) -> str:
     facts = {key: row.get(key) for key in (
         "model", "benchmark", "n", "num_layers", "hardware", "threads", "dtype", "attention", "seed", "batch_size",
         "recipe", "commit", "versions", "encode_seconds", "localizer_seconds", "localizer_resolution",
-        "localizer_coverage", "max_new_tokens",
+        "localizer_readout", "max_new_tokens",
     )}  # fmt: skip
     lines = []
     for key, value in facts.items():
@@ -229,5 +235,5 @@ def comparisons_table(comparisons: Sequence[Mapping[str, Any]], title: str) -> T
     for one in comparisons:
         style = ("green" if one["difference"] > 0 else "red") if excludes_zero(one["ci95"]) else "dim"
         difference = f"[{style}]{100 * one['difference']:+.1f}[/]"
-        table.add_row(one["a"], one["b"], str(one["budget"]), difference, interval(one["ci95"], sign=True))
+        table.add_row(one["a"], one["b"], _budget(one), difference, interval(one["ci95"], sign=True))
     return table

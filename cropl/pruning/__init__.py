@@ -12,11 +12,13 @@ from cropl.pruning.dense import Dense
 from cropl.pruning.hooks import Patch
 from cropl.pruning.ilp import ILP
 from cropl.pruning.patch import pruned
+from cropl.pruning.plc import PLC
 from cropl.pruning.random import RandomTokens
 from cropl.pruning.request import keep_mask, region_mask
 
 __all__ = [
     "ILP",
+    "PLC",
     "DecoderView",
     "Dense",
     "InnerLLM",

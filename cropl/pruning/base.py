@@ -39,6 +39,8 @@ class DecoderView:
         visual_BS: bool, the visual tokens.
         attended_BS: bool, False on padding.
         requested_BS: bool, the positions that the caller's regions (or `keep`) leave; None where neither was given.
+        placed: for methods that compress, one (token grid, region) per row of the batch; None for rows without an
+            image or without a region.
     """
 
     layer: int
@@ -46,6 +48,19 @@ class DecoderView:
     visual_BS: Tensor
     attended_BS: Tensor
     requested_BS: Tensor | None
+    placed: Sequence[tuple[TokenGrid, Region] | None] | None = None
+
+    def places(self, rows: Sequence[int]) -> list[tuple[TokenGrid, Region]]:
+        """Token grid and region of these rows.
+
+        Raises:
+            ValueError: the caller gave none.
+        """
+        found = [self.placed[row] if self.placed is not None else None for row in rows]
+        missing = [row for row, place in zip(rows, found, strict=True) if place is None]
+        if missing:
+            raise ValueError(f"no region for row {missing[0]}: give regions, one per row with an image")
+        return [place for place in found if place is not None]
 
 
 class InnerLLM(ABC):
@@ -75,14 +90,29 @@ class InnerLLM(ABC):
         A row's answer must not depend on the other rows of its batch.
         """
 
+    def rewrite(self, hidden_BMD: Tensor, visual_BM: Tensor) -> Tensor:
+        """The survivors' hidden states as they go on, after each `keep`; for methods that merge what they drop."""
+        return hidden_BMD
+
 
 class PreLLM(ABC):
     """A method that replaces an image's visual tokens before the language model sees them."""
+
+    needs_regions: bool = True
+    """Whether the caller has to give regions."""
 
     @property
     @abstractmethod
     def name(self) -> str:
         """Name of the method in result rows, lower case."""
+
+    @abstractmethod
+    def count(self, grid: TokenGrid) -> int:
+        """M: tokens that an image of this grid becomes."""
+
+    def flops(self, grid: TokenGrid) -> int:
+        """FLOPs that compressing one image takes, 2 per multiply-add."""
+        return 0
 
     @abstractmethod
     def compress(

@@ -38,9 +38,11 @@ def check_model(vlm: VLM) -> None:
 def check_method(method: Any, num_layers: int, requested: bool) -> None:
     """Raise ValueError unless the method fits a decoder of `num_layers` and has what it needs."""
     if isinstance(method, PreLLM):
-        raise ValueError(f"{type(method).__name__} works before the language model; pruned() takes InnerLLM methods")
+        if method.needs_regions and not requested:
+            raise ValueError(f"{type(method).__name__} needs regions: give one per row")
+        return
     if not isinstance(method, InnerLLM):
-        raise ValueError(f"method must be an InnerLLM such as ILP(layer=2), not {method!r}")
+        raise ValueError(f"method must be an InnerLLM such as ILP(layer=2), or a PreLLM such as PLC, not {method!r}")
     layers = method.layers
     if list(layers) != sorted(set(layers)) or any(not 0 <= layer <= num_layers for layer in layers):
         raise ValueError(

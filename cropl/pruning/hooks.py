@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from cropl.models.vlm import VLM
-from cropl.pruning.base import InnerLLM, NotSupportedError, PruningError
+from cropl.pruning.base import InnerLLM, NotSupportedError, PreLLM, PruningError
 from cropl.pruning.cache import Prefix, PrunedCache, check_cache
+from cropl.pruning.compression import Compression
 from cropl.pruning.gather import take_labels
 from cropl.pruning.request import Request
 from cropl.pruning.run import Kwargs, Prefill, Run
@@ -34,16 +35,17 @@ class Patch:
         survivors_BM: long, the unpruned positions that outputs stand for, -1 on padding; None if nothing was dropped.
     """
 
-    def __init__(self, vlm: VLM, method: InnerLLM, request: Request) -> None:
+    def __init__(self, vlm: VLM, method: InnerLLM | PreLLM, request: Request) -> None:
         self.active = False
         self.prefills = 0
         self.visual_BL: Tensor | None = None
         self.survivors_BM: Tensor | None = None
-        self._vlm, self._method, self._request = vlm, method, request
+        self._vlm, self._request = vlm, request
+        self._method = Compression(method) if isinstance(method, PreLLM) else method
         self._handles: list[Any] = []
         self._lock = threading.Lock()
         self._run: Run | None = None
-        self._compact = method.positions == "compact"
+        self._compact = self._method.positions == "compact"
 
     @property
     def visual_B(self) -> Tensor | None:
@@ -160,8 +162,12 @@ class Patch:
         self._total_B = self.visual_BL[:, 0].clone()
         self.survivors_BM = None
         if self._method.layers:
-            requested_BS = self._request.mask(self._vlm, visual_BS, counts, kwargs)
-            run.prefill = Prefill(attended_BS, visual_BS, attended_BS, requested_BS)
+            if isinstance(self._method, Compression):
+                placed = self._request.places(self._vlm, counts, kwargs)
+                run.prefill = Prefill(attended_BS, visual_BS, attended_BS, None, placed)
+            else:
+                requested_BS = self._request.mask(self._vlm, visual_BS, counts, kwargs)
+                run.prefill = Prefill(attended_BS, visual_BS, attended_BS, requested_BS)
 
     def _start_step(self, run: Run, cache: PrunedCache, kwargs: Kwargs) -> None:
         prefix, mask_BS = cache.prefix, kwargs.get("attention_mask")
@@ -199,7 +205,7 @@ class Patch:
             if group is not None and group is not run.group:
                 run.enter_decoding(self._vlm.decoder, group, hidden, kwargs, self._compact)
         if run.group is None:
-            return None
+            return (hidden, *args[1:]), kwargs
         # Position ids would only be read by flash attention, which takes gaps in them for packed sequences.
         kwargs = {**kwargs, "attention_mask": run.mask, "position_embeddings": run.rope, "position_ids": None}
         return (hidden, *args[1:]), kwargs
@@ -207,9 +213,9 @@ class Patch:
     def _prune(self, run: Run, prefill: Prefill, index: int, hidden_BSD: Tensor, kwargs: Kwargs) -> Tensor:
         pruning = prefill.prune(self._method, index, hidden_BSD)
         if pruning is None:
-            return hidden_BSD
+            return self._method.rewrite(hidden_BSD, prefill.visual_BS & prefill.attended_BS)
         rows, kept = pruning
-        hidden_BMD, group = rows.take(hidden_BSD), prefill.groups[-1]
+        hidden_BMD, group = self._method.rewrite(rows.take(hidden_BSD), prefill.visual_BS), prefill.groups[-1]
         cache, full_BS = kwargs.get("past_key_values"), prefill.full_BS
         run.enter_pruned(self._vlm.decoder, group, hidden_BMD, kwargs, self._compact)
         if cache is not None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from cropl.grid import Region, TokenGrid
 from cropl.models.vlm import as_vlm
-from cropl.pruning.base import InnerLLM, PruningError
+from cropl.pruning.base import InnerLLM, PreLLM, PruningError
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.hooks import Patch
 from cropl.pruning.request import Keep, Request
@@ -29,7 +29,7 @@ _lock = threading.Lock()
 @contextmanager
 def pruned(
     model: Any,
-    method: InnerLLM,
+    method: InnerLLM | PreLLM,
     *,
     regions: Sequence[Region | None] | None = None,
     image_sizes: Sequence[tuple[int, int]] | None = None,
@@ -40,7 +40,7 @@ def pruned(
 
     Args:
         model: a `transformers` model of a supported family, or our VLM around it.
-        method: `ILP(...)`, `Dense()`, `RandomTokens(...)`, or any `InnerLLM`.
+        method: `ILP(...)`, `Dense()`, `RandomTokens(...)`, any `InnerLLM`; `PLC(...)`, any `PreLLM`.
         regions: one contextual region per row (None: this row keeps everything).
         image_sizes: `(width, height)` of each region's image; images count as square where none are given.
         grids: each region's token grid (`inputs.grids`), instead of `image_sizes`.

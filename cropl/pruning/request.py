@@ -15,9 +15,11 @@ from torch import Tensor
 
 from cropl.budget import per_image
 from cropl.grid import Region, TokenGrid
+from cropl.models.placement import region_span
 from cropl.models.vlm import VLM
 
 Keep = Tensor | Sequence[Tensor | None]
+Places = Sequence[tuple[TokenGrid, Region] | None]
 
 
 class Request:
@@ -82,27 +84,46 @@ class Request:
         requested_BS[visual_BS] = torch.cat(flat).to(visual_BS.device)
         return requested_BS
 
+    def places(self, vlm: VLM, counts: list[int], tensors: Mapping[str, Any]) -> Places:
+        """Token grid and region of each row, None where it has no image or no region; whole images without regions.
+
+        Raises:
+            ValueError: `keep` was given, or rows, regions and token counts do not fit together.
+        """
+        if self.keep is not None:
+            raise ValueError("this method compresses whole images or by regions: give regions, not keep")
+        regions = [Region.full()] * len(counts) if self.regions is None else self.regions
+        if len(counts) % len(regions):
+            raise ValueError(f"{len(regions)} regions for {len(counts)} rows: give one per row")
+        grids = self._grids(vlm, len(regions), tensors)
+        repeat = len(counts) // len(regions)
+        found: list[tuple[TokenGrid, Region] | None] = []
+        for row, count in enumerate(counts):
+            region, grid = regions[row // repeat], grids[row // repeat]
+            if region is not None and count and grid.num_tokens != count:
+                raise ValueError(f"row {row} has {count} visual tokens, and its token grid {grid.num_tokens}")
+            found.append(None if region is None or not count else (grid, region))
+        return found
+
+    def _grids(self, vlm: VLM, count: int, tensors: Mapping[str, Any]) -> list[TokenGrid]:
+        if self.grids is not None:
+            return self.grids
+        return vlm.token_grids(self.image_sizes or [(1, 1)] * count, tensors)
+
     def _from_regions(self, vlm: VLM, tensors: Mapping[str, Any]) -> list[Tensor | None]:
         assert self.regions is not None
-        grids = self.grids
-        if grids is None:
-            sizes = self.image_sizes or [(1, 1)] * len(self.regions)
-            grids = vlm.token_grids(sizes, tensors)
         return [
             None if region is None else region_mask(region, grid)
-            for region, grid in zip(self.regions, grids, strict=True)
+            for region, grid in zip(self.regions, self._grids(vlm, len(self.regions), tensors), strict=True)
         ]
 
 
 def region_mask(region: Region, grid: TokenGrid) -> Tensor:
     """Bool `(V,)`, row-major: the tokens whose cell overlaps the region.
 
-    The full region keeps every token, the padding too: it is what "nothing is known" falls back to, and must be the
-    unpruned model.
+    The full region keeps every token, the padding too (see `region_span`): it must be the unpruned model.
     """
-    if region == Region.full():
-        return torch.ones(grid.num_tokens, dtype=torch.bool)
-    r0, r1, c0, c1 = grid.span(region)
+    r0, r1, c0, c1 = region_span(region, grid)
     mask = torch.zeros(grid.rows, grid.cols, dtype=torch.bool)
     mask[r0:r1, c0:c1] = True
     return mask.flatten()

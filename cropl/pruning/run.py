@@ -16,6 +16,7 @@ from cropl.pruning.base import DecoderView, InnerLLM
 from cropl.pruning.cache import Group, Prefix
 from cropl.pruning.gather import Rows, dropped_before
 from cropl.pruning.masks import keep_diagonal, layer_mask
+from cropl.pruning.request import Places
 
 Kwargs = dict[str, Any]
 Rope = tuple[Tensor, ...]
@@ -28,6 +29,7 @@ class Prefill:
     Attributes:
         full_BS: bool, the attended positions of the unpruned sequence.
         visual_BS, attended_BS, requested_BS: see `DecoderView`; they shrink with every prune.
+        placed: see `DecoderView`.
         groups: what was pruned so far.
     """
 
@@ -35,6 +37,7 @@ class Prefill:
     visual_BS: Tensor
     attended_BS: Tensor
     requested_BS: Tensor | None
+    placed: Places | None = None
     groups: list[Group] = field(default_factory=list)
 
     def prune(self, method: InnerLLM, layer: int, hidden_BSD: Tensor) -> tuple[Rows, list[int]] | None:
@@ -42,7 +45,7 @@ class Prefill:
 
         None if no row loses a token: then nothing is touched, and padding stays where it was.
         """
-        view = DecoderView(layer, hidden_BSD, self.visual_BS, self.attended_BS, self.requested_BS)
+        view = DecoderView(layer, hidden_BSD, self.visual_BS, self.attended_BS, self.requested_BS, self.placed)
         keep_BS = method.keep(view)
         if keep_BS.dtype != torch.bool or keep_BS.shape != self.visual_BS.shape:
             raise ValueError(

@@ -143,7 +143,7 @@ def test_pruning_a_family_without_surgery(files, capsys, tiny_localizer):
         (["-c", "testbed/study", "--vars.budgets", "0"], "at least 1 token"),
         (["-c", "testbed/study", "--vars.budgets", "[x]"], "number of tokens"),
         (["-c", "testbed/study", "--vars.layer", "-1"], "layer -1"),
-        (["-c", "testbed/study", "--arms", "[{method: ipl}]"], "did you mean 'ilp'"),
+        (["-c", "testbed/study", "--arms", "[{method: il}]"], "did you mean 'ilp'"),
         (["-c", "testbed/study", "--arms", "[{method: ilp, regions: gt}]"], "unknown key 'regions'"),
         (["-c", "testbed/study", "--arms", "[{method: ilp, layer: 1}]"], "region_source"),
         (["-c", "testbed/study", "--arms", "[{method: no.such.Method}]"], "cannot be imported"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
-from cropl.pruning import ILP, Dense, InnerLLM, NotSupportedError, PreLLM, PruningError, RandomTokens, pruned
+from cropl.pruning import ILP, Dense, InnerLLM, NotSupportedError, PruningError, RandomTokens, pruned
 from tests.reference.tiny import SMALL, batch, pixels, prompt, tiny_llava
 
 
@@ -117,19 +117,11 @@ def test_models_that_cannot_be_pruned() -> None:
         pass
 
 
-class Mean(PreLLM):
-    name = "mean"
-
-    def compress(self, features, grids, regions):
-        return [feature.mean(0, keepdim=True) for feature in features]
-
-
 @pytest.mark.parametrize(
     ("method", "message"),
     [
         (ILP(4), "choose ascending layers from 0 .* to 3"),
         (RandomTokens(4, layer=9), "3 decoder layers"),
-        (Mean(), "takes InnerLLM"),
         ("ilp", "must be an InnerLLM"),
         (ILP(1), "needs regions"),
     ],
