@@ -50,16 +50,20 @@ def open_vlm(name: str, device: str | None = None, dtype: str | None = None, att
     return load_vlm(checkpoint(name), **_options(device, dtype, attention))
 
 
-def open_localizer(name: str, device: str | None = None, dtype: str | None = None) -> Localizer:
-    """Load a trained localizer."""
+def open_localizer(
+    name: str, device: str | None = None, dtype: str | None = None, max_pixels: int | None = None
+) -> Localizer:
+    """Load a trained localizer; `max_pixels` bounds the area of its input, None leaves its default."""
     from cropl.models.loading import load_config
-    from cropl.models.localizer import Localizer
+    from cropl.models.localizer import FAMILIES, Localizer
 
     _quiet()
     folder, options = checkpoint(name), _options(device, dtype)
     family = load_config(folder).model_type
-    if family != "qwen2_vl":
+    if family not in FAMILIES:
         raise UsageError(f"localizer {name}: is a {family} checkpoint; localizers are fine-tuned Qwen2-VL models")
+    if max_pixels is not None:
+        options["max_pixels"] = max_pixels
     return Localizer.from_pretrained(folder, **options)
 
 

@@ -33,8 +33,8 @@ class Localized:
     Attributes:
         predicted: the localizer's regions; None where no localizer ran.
         recall: `mean_recall`, `recall_gt_0.5`, `recall_gt_0.7`, `recall_gt_0.9`, `n`; None where no localizer ran.
-        details: its `region_share` (mean area as a share of the image), `fallbacks` (answers that were no region and
-            became the full one) and `by_kind` (the same scores per kind of question).
+        details: its `region_share` (mean area as a share of the image), `mean_precision`, `mean_iou`, `fallbacks`
+            (answers that were no region and became the full one) and `by_kind` (all scores per kind of question).
         seconds: of localization.
     """
 
@@ -73,7 +73,7 @@ def localize(
             mine = [i for i, sample in enumerate(samples) if sample.kind == kind]
             by_kind[kind] = recall([found.predicted[i] for i in mine], [samples[i] for i in mine])
         found.details = {
-            "region_share": scores["region_share"],
+            **{name: scores[name] for name in ("region_share", "mean_precision", "mean_iou")},
             "fallbacks": localizer.fallbacks,
             "by_kind": by_kind,
         }

@@ -8,17 +8,21 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
 
 from cropl.grid import GRID, Region
-from cropl.models.qwen2_vl import DEFAULT_MAX_PIXELS, Qwen2VLVLM
-from cropl.models.vlm import VLM
+from cropl.models.coordinates import decode, distribution, prefill
+from cropl.models.inputs import VLMInputs
+from cropl.models.loading import load_config
+from cropl.models.qwen2_vl import DEFAULT_MAX_PIXELS
+from cropl.models.region_distribution import Readout, RegionDistribution
+from cropl.models.vlm import VLM, family
 from cropl.prompt import RegionCodec, localizer_prompt
 
-# B rows, S length, W vocabulary, G coordinates of an axis
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+"""Model types that localizers are fine-tuned from."""
 
-COVERAGE_KEY = "region_coverage"
-"""In a checkpoint's config: how its regions are to be decoded."""
+MAX_NEW_TOKENS = 12
+"""Of free decoding, for an answer such as `2 1 5 2.`."""
 
 
 class Localizer:
@@ -27,31 +31,29 @@ class Localizer:
     Args:
         vlm: the fine-tuned model; with the ``tokens`` codec its tokenizer knows the 16 coordinate tokens.
         codec: how a region is written.
-        coverage: 0 takes the most probable coordinates, as the paper does. Otherwise the probability, side by side,
-            that a region does not cut off its truth (see :func:`coordinates`); above one half, the higher, the larger
-            regions are and the less they miss. None takes the checkpoint's own (``region_coverage`` in its config),
-            else 0.
+        readout: how one region is read off what the model holds probable, see
+            :class:`~cropl.models.region_distribution.Readout`: ``greedy`` as the paper does, ``most_probable``,
+            ``coverage:LEVEL`` or ``expected_recall:LEVEL``. None takes the checkpoint's own, else ``greedy``.
 
     Raises:
-        ValueError: the tokenizer lacks the codec's tokens; the coverage is no probability below 1, or the codec has no
-            coordinate tokens and is decoded freely.
+        ValueError: the tokenizer lacks the codec's tokens; there is no such read-out, or the codec ``digits`` is to be
+            read in another way than greedily.
 
     ``fallbacks`` counts the answers that were no region (free decoding only); those become the full region.
     """
 
-    def __init__(self, vlm: VLM, codec: RegionCodec | None = None, coverage: float | None = None) -> None:
+    def __init__(self, vlm: VLM, codec: RegionCodec | None = None, readout: Readout | str | None = None) -> None:
         self.vlm, self.codec = vlm, codec or RegionCodec()
-        if coverage is None:
-            coverage = stored_coverage(vlm.model.config)
-        self.coverage = check_coverage(coverage, self.codec)
+        self.readout = choose_readout(readout, vlm.model.config, self.codec)
         self.fallbacks = 0
         tokenizer = vlm.processor.tokenizer
-        self._ids = tokenizer.convert_tokens_to_ids(list(self.codec.added_tokens))
-        if any(i is None or i == tokenizer.unk_token_id for i in self._ids):
+        ids = tokenizer.convert_tokens_to_ids(list(self.codec.added_tokens))
+        if any(i is None or i == tokenizer.unk_token_id for i in ids):
             raise ValueError(
                 "the model's tokenizer has no coordinate tokens <x_0> ... <y_7>: it is no trained localizer "
                 "(train one with `cropl fit -c testbed/localizer`, or use the codec 'digits')"
             )
+        self._ids_2G = torch.tensor(ids, dtype=torch.long).reshape(2, -1)
 
     @classmethod
     def from_pretrained(
@@ -59,93 +61,67 @@ class Localizer:
         name_or_path: str,
         codec: RegionCodec | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
-        coverage: float | None = None,
+        readout: Readout | str | None = None,
         **options: Any,
     ) -> Localizer:
         """Load a localizer's checkpoint folder or hub name; options as for `VLM.from_pretrained`."""
-        return cls(Qwen2VLVLM.from_pretrained(name_or_path, max_pixels=max_pixels, **options), codec, coverage)
+        kind = load_config(name_or_path).model_type
+        if kind not in FAMILIES:
+            raise ValueError(
+                f"{name_or_path}: this is a {kind!r} model, and a 'qwen2_vl' or 'qwen2_5_vl' one is needed"
+            )
+        return cls(family(kind).from_pretrained(name_or_path, max_pixels=max_pixels, **options), codec, readout)
 
     @torch.inference_mode()
     def locate(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[Region]:
         """One region per (image, question); with coordinate tokens decoding is constrained, so that each is valid."""
         if not images:
             return []
-        inputs = self.vlm.inputs(images, [localizer_prompt(question) for question in questions])
+        if not self.codec.added_tokens:
+            return self._free(self._inputs(images, questions))
+        if not self.readout.stepwise:
+            return self.distribution(images, questions).read(self.readout)
+        found_BN4, _ = decode(
+            prefill(self.vlm, self._inputs(images, questions)), self._ids_2G, self.readout.side_coverage
+        )
+        return [Region(*row) for row in found_BN4[:, 0].tolist()]
+
+    @torch.inference_mode()
+    def distribution(self, images: Sequence[Image.Image], questions: Sequence[str]) -> RegionDistribution:
+        """How probable the model holds each of the 1,296 rectangles, for each (image, question).
+
+        Raises:
+            ValueError: the codec has no coordinate tokens, or the attention takes no mask of pairs of positions.
+        """
+        if not self.codec.added_tokens:
+            raise ValueError("the codec 'digits' is decoded freely: only coordinate tokens have a distribution")
+        kernel = self.vlm.decoder.config._attn_implementation
+        if kernel not in ("sdpa", "eager"):
+            raise ValueError(f"attn_implementation {kernel!r}: the distribution of regions needs 'sdpa' or 'eager'")
+        if not images:
+            return RegionDistribution(torch.zeros(0, *[GRID] * 4, dtype=torch.double))
+        return distribution(prefill(self.vlm, self._inputs(images, questions)), self._ids_2G)
+
+    def _inputs(self, images: Sequence[Image.Image], questions: Sequence[str]) -> VLMInputs:
+        return self.vlm.inputs(images, [localizer_prompt(question) for question in questions])
+
+    def _free(self, inputs: VLMInputs) -> list[Region]:
         start = inputs.tensors["input_ids"].shape[1]
-        options: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12}
-        if self._ids:
-            constraint = _Coordinates(self._ids, start, self.coverage)
-            options = {"do_sample": False, "max_new_tokens": 4, "logits_processor": LogitsProcessorList([constraint])}
-        ids_BS = self.vlm.model.generate(**inputs.kwargs(), **options)[:, start:]
-        texts = self.vlm.processor.batch_decode(ids_BS, skip_special_tokens=not self._ids)
-        return [self._read(text) for text in texts]
-
-    def _read(self, text: str) -> Region:
-        region = self.codec.decode(text)
-        if region is None:
-            self.fallbacks += 1
-            return Region.full()
-        return region
+        ids_BS: Tensor = self.vlm.model.generate(**inputs.kwargs(), do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+        regions = [self.codec.decode(t) for t in self.vlm.processor.batch_decode(ids_BS[:, start:])]
+        self.fallbacks += regions.count(None)
+        return [region or Region.full() for region in regions]
 
 
-def stored_coverage(config: Any) -> float:
-    """The coverage that a checkpoint's config asks for; 0 where it says nothing."""
-    return getattr(config, COVERAGE_KEY, None) or 0.0
-
-
-def check_coverage(coverage: float, codec: RegionCodec) -> float:
-    """The coverage, if it is a probability below 1 that ``codec`` can be decoded with.
+def choose_readout(readout: Readout | str | None, config: Any, codec: RegionCodec) -> Readout:
+    """The read-out that is given, else the checkpoint's own.
 
     Raises:
-        ValueError: it is not.
+        ValueError: there is no such one, or the codec has no coordinate tokens that it could be read from.
     """
-    if isinstance(coverage, bool) or not isinstance(coverage, int | float) or not 0 <= coverage < 1:
+    chosen = Readout.stored(config) if readout is None else Readout.parse(readout)
+    if chosen.name != "greedy" and not codec.added_tokens:
         raise ValueError(
-            f"coverage ({COVERAGE_KEY} in a localizer's config.json) is {coverage!r}: "
-            "give a probability from 0 (the most probable region) to below 1"
+            f"readout {str(chosen)!r}: only coordinate tokens have it; give greedy with the codec 'digits'"
         )
-    if coverage and not codec.added_tokens:
-        raise ValueError(
-            f"coverage {coverage}: only coordinate tokens have it; give coverage 0 with the codec 'digits'"
-        )
-    return float(coverage)
-
-
-def coordinates(scores_BG: Tensor, step: int, coverage: float = 0.0) -> Tensor:
-    """The coordinate (B,) of one step of decoding: x_min, y_min, x_max or y_max, where ``step`` is 0 to 3.
-
-    Args:
-        scores_BG: logits of the coordinates 0..7, -inf where one is not allowed.
-        step: which side.
-        coverage: 0 takes the most probable coordinate. Otherwise a side is put as far in as the model allows while the
-            probability that the true side does not lie beyond it is at least ``coverage``.
-    """
-    if not coverage:
-        return scores_BG.argmax(1)
-    p_BG = scores_BG.double().softmax(1)
-    if step < 2:  # the innermost minimum: the probability of lesser ones stays within 1 - coverage
-        return GRID - 1 - _count_short(p_BG.flip(1), coverage)
-    return _count_short(p_BG, coverage)
-
-
-def _count_short(p_BG: Tensor, coverage: float) -> Tensor:
-    """How many coordinates (B,), taken in order, together stay below ``coverage``; at most all but one."""
-    return (p_BG.cumsum(1) < coverage).sum(1).clamp(max=GRID - 1)
-
-
-class _Coordinates(LogitsProcessor):
-    """Allows one coordinate a step: x_min, y_min, x_max >= x_min, y_max >= y_min, in this order, and nothing else."""
-
-    def __init__(self, ids: Sequence[int], prompt_length: int, coverage: float = 0.0) -> None:
-        self.ids, self.start, self.coverage = torch.as_tensor(ids).reshape(2, GRID), prompt_length, coverage
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        step = input_ids.shape[1] - self.start
-        ids_G = self.ids[step % 2].to(scores.device)
-        scores_BG = scores[:, ids_G]
-        if step >= 2:
-            least_B1 = (input_ids[:, self.start + step - 2, None] == ids_G).int().argmax(1, keepdim=True)
-            lower_BG = torch.arange(GRID, device=scores.device) < least_B1
-            scores_BG = scores_BG.masked_fill(lower_BG, float("-inf"))
-        chosen_B1 = ids_G[coordinates(scores_BG, step, self.coverage)][:, None]
-        return torch.full_like(scores, float("-inf")).scatter(1, chosen_B1, 0.0)
+    return chosen
