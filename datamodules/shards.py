@@ -14,6 +14,7 @@ import lightning as L
 
 from cropl.data.manifest import Verify
 from cropl.data.plan import ORDER_VERSION, Plan, evaluation_batches
+from cropl.data.predicted import PredictedRegions
 from cropl.data.shards import ShardReader
 from cropl.data.stream import Collate, SampleStream, StartMethod, StreamLoader
 from cropl.datamodules.position import StreamPosition, check_limits
@@ -45,9 +46,12 @@ class ShardsDataModule(L.LightningDataModule):
             the model's input size. None decodes them whole.
         max_bad: share of an epoch's samples that may be left out of training because they cannot be decoded, counted
             in each process over its own part, anew with each epoch and each start. In evaluation they are an error.
+        regions: file of the regions that a localizer has predicted (`cropl predict` writes it), for all folders or, as
+            a mapping, for those that it names. Their samples come with `Sample.predicted`.
 
     Raises:
         ShardError: a folder has no complete shards; before the first step, with the file's name.
+        ValueError: a sample with an image has no predicted region in its folder's file; before the first step.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class ShardsDataModule(L.LightningDataModule):
         cache: str | None = None,
         decode_side: int | None = None,
         max_bad: float = 0.01,
+        regions: str | dict[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.folders = {"train": train_dir, "val": val_dir, "test": test_dir}
@@ -74,9 +79,11 @@ class ShardsDataModule(L.LightningDataModule):
         self.weights, self.seed, self.collate = dict(weights or {}), seed, collate
         self.num_workers, self.start_method = num_workers, start_method
         self.verify, self.cache, self.decode_side, self.max_bad = verify, cache, decode_side, max_bad
+        self.regions = regions
         self.micro_done = 0
         self.restored_from: int | None = None
         self.readers: dict[str, ShardReader] = {}
+        self.predicted: dict[str, PredictedRegions] = {}
         self._training: StreamLoader | None = None
 
     def prepare_data(self) -> None:
@@ -101,10 +108,18 @@ class ShardsDataModule(L.LightningDataModule):
             if folder and split not in self.readers:
                 reader = ShardReader(folder, self.verify, self.cache, self.decode_side)
                 self.check(split, reader)
+                if self.regions is not None:
+                    known = [name for each in self.folders for name in self._listed(each)]
+                    weights = self.weights if split == "train" else {}
+                    self.predicted[split] = PredictedRegions(reader, self._listed(split), self.regions, weights, known)
                 self.readers[split] = reader
 
     def check(self, split: str, reader: ShardReader) -> None:
         """Refuse shards that hold something else than this data module is for; any will do here."""
+
+    def _listed(self, split: str) -> list[str]:
+        given = self.folders[split] or []
+        return [given] if isinstance(given, str) else given
 
     @property
     def micro_steps(self) -> int:
@@ -184,12 +199,14 @@ class ShardsDataModule(L.LightningDataModule):
         return self.collate
 
     def _identity(self) -> dict[str, Any]:
+        predicted = self.predicted.get("train")
         return {
             "order": ORDER_VERSION,
             "fingerprint": self.readers["train"].fingerprint,
             "seed": self.seed,
             "weights": dict(sorted(self.weights.items())),
             "global_batch": self.global_batch,
+            "regions": predicted.fingerprint if predicted is not None else None,
         }
 
     def _place(self) -> tuple[int, int]:
@@ -230,13 +247,17 @@ class ShardsDataModule(L.LightningDataModule):
         rank, world = self._place()
         batches = self.plan.epoch(epoch)[start:]
         mine = self.plan.deal(batches, world, self._share())[:, :, rank].reshape(-1, self._share())
-        return SampleStream(self.readers["train"], mine, collate=self._collate(), skip_bad=True)
+        return SampleStream(self._samples("train"), mine, collate=self._collate(), skip_bad=True)
 
     def _evaluation(self, split: str) -> StreamLoader:
         reader, (rank, world) = self.readers[split], self._place()
         index, valid = evaluation_batches(len(reader), self.eval_batch, rank, world)
-        stream = SampleStream(reader, index, valid, self._collate())
+        stream = SampleStream(self._samples(split), index, valid, self._collate())
         return self._loader(lambda: stream, len(stream))
+
+    def _samples(self, split: str) -> Any:
+        """What gives samples by number."""
+        return self.predicted.get(split, self.readers[split])
 
     def _loader(self, open_stream: Any, batches: int, max_skipped: int = 0) -> StreamLoader:
         return StreamLoader(open_stream, batches, self.num_workers, self.start_method, max_skipped)

@@ -20,7 +20,7 @@ class TestbedScenes(L.LightningDataModule):
     """Cached scenes in seeded order, whole batches only in training.
 
     The order is a function of ``seed`` and the epoch alone, and a run that is continued in the middle of an epoch goes
-    on at the next batch (see :class:`ResumableLoader`). Random draws within a step are not restored.
+    on at the next batch (see :class:`ResumableLoader`). `cropl.callbacks.checkpoint.Checkpoint` restores random draws.
 
     Args:
         checkpoint: folder of the model whose image processor prepares the pictures.
@@ -116,6 +116,7 @@ def collate_scenes(items: list[CachedScene]) -> dict[str, Any]:
         "grids": [item.grid_hw for item in items],
         "labels": torch.cat([item.labels for item in items]),
         "questions": [item.questions for item in items],
+        "tokens": [item.tokens for item in items],
         "pictures": [item.picture for item in items],
     }
 

@@ -39,12 +39,13 @@ class SampleCollate:
     Args:
         prepare: makes a :class:`Prepared` of a picture; a model family's ``VLM.prepare``, which holds no weights.
 
-    The batch has ``pixels``, ``grids`` (patches) and ``pictures`` (functions that give a PIL picture) for each picture;
-    for each document ``images``, the number of its picture or None, and ``questions``, a list of one row with ``key``,
-    ``kind``, ``source``, ``question``, ``answer`` (the first accepted one), ``turns`` (the whole conversation),
-    ``region``, ``localize`` (whether there are boxes, so that the region is a truth), ``evidence`` (bool (2, V), the
-    tokens on the boxes, twice; none where the region is the whole picture, as for an absence; only with a picture) and
-    ``valid`` (False for a repetition or a stand-in). A batch of texts alone has one blank picture that no document
+    The batch has ``pixels``, ``grids`` (patches), ``tokens`` (the :class:`TokenGrid` of the visual tokens) and
+    ``pictures`` (functions that give a PIL picture) for each picture; for each document ``images``, the number of its
+    picture or None, and ``questions``, a list of one row with ``key``, ``kind``, ``source``, ``question``, ``answer``
+    (the first accepted one), ``turns`` (the whole conversation), ``region``, ``predicted`` (a localizer's region, where
+    the data has it), ``localize`` (whether there are boxes, so that the region is a truth), ``evidence`` (bool (2, V),
+    the tokens on the boxes, twice; none where the region is the whole picture, as for an absence; only with a picture)
+    and ``valid`` (False for a repetition or a stand-in). A batch of texts alone has one blank picture that no document
     refers to: the tower and its projector then run in every step, on every process.
 
     Raises:
@@ -63,6 +64,7 @@ class SampleCollate:
         return {
             "pixels": [one.pixels for one in prepared],
             "grids": [one.patches for one in prepared],
+            "tokens": [one.tokens for one in prepared],
             "questions": [
                 [_row(sample, None if image is None else prepared[image].tokens)]
                 for sample, image in zip(samples, images)
@@ -103,6 +105,8 @@ def _row(sample: Sample, grid: TokenGrid | None) -> dict[str, Any]:
         "localize": bool(sample.boxes),
         "valid": sample.valid,
     }
+    if sample.predicted is not None:
+        row["predicted"] = list(sample.predicted.as_tuple())
     if grid is not None:
         size = grid.image_width, grid.image_height  # a large image may have been decoded at a fraction of its size
         boxes = [] if sample.region == Region.full() else sample.boxes_on(*size)

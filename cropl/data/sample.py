@@ -46,6 +46,7 @@ class Sample:
         prompt: what the model is asked where that is more than the question (OCR tokens, options); "" is the question.
         followups: further questions and answers of the conversation.
         encoded: the bytes that `image` was decoded from, where they are at hand: a tenth of what it weighs. Not stored.
+        predicted: a localizer's region, where one is known. Not stored: it lies beside the shards.
     """
 
     key: str
@@ -64,6 +65,7 @@ class Sample:
     prompt: str = ""
     followups: list[Turn] = field(default_factory=list)
     encoded: bytes | None = field(default=None, repr=False, compare=False)
+    predicted: Region | None = None
 
     @property
     def asked(self) -> str:

@@ -19,6 +19,7 @@ from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from cropl.data.manifest import SampleError, ShardError
@@ -154,6 +155,7 @@ class StreamLoader:
             num_workers=self.num_workers,
             multiprocessing_context=self._context(stream),
             collate_fn=pack if self.num_workers else _as_is,
+            generator=torch.Generator(),  # or it would draw its workers' seeds from the model's random numbers
         )
         skipped: list[str] = []
         for made in loader:

@@ -18,6 +18,8 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
+from cropl.models.export import SYSTEM_KEY
+from cropl.models.frozen import frozen_without_graph
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
 from cropl.models.loading import load_model, load_processor
 from cropl.models.vlm import VLM, special_tokens
@@ -64,11 +66,13 @@ class LlavaVLM(VLM):
         name_or_path: str,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
-        system: bool = False,
+        system: bool | None = None,
         **model_options: Any,
     ) -> LlavaVLM:
-        """As `VLM.from_pretrained`; `system` as for the class."""
+        """As `VLM.from_pretrained`; `system` as for the class, None as the checkpoint was trained."""
         model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
+        if system is None:
+            system = bool(getattr(model.config, SYSTEM_KEY, False))
         return cls(model, load_processor(name_or_path), system)
 
     def token_grids(
@@ -115,6 +119,10 @@ class LlavaVLM(VLM):
         return projector
 
     @property
+    def shard_units(self) -> list[nn.Module]:
+        return list(self.decoder.layers)
+
+    @property
     def prepare(self) -> PaddedSquare:
         return PaddedSquare(self._needs_processor().image_processor, self.image_size, self.side)
 
@@ -123,7 +131,8 @@ class LlavaVLM(VLM):
         placed = torch.stack(list(pixels)).to(weight.device)
         if placed.dtype == torch.uint8:
             placed = normalised(placed.flatten(2), self._needs_processor().image_processor).view(placed.shape)
-        return list(self.model.model.get_image_features(placed.to(weight.dtype)).pooler_output)
+        with frozen_without_graph(self.tower, self.projector):
+            return list(self.model.model.get_image_features(placed.to(weight.dtype)).pooler_output)
 
     def prompt_ids(self, question: str) -> list[int]:
         return list(self.tokenizer(self._prompt(question))["input_ids"])

@@ -7,11 +7,13 @@ prefix, what follows is its turn. A text without a picture has no prefix.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cropl.data.packing import Document, Packed, Turn, pack
+from cropl.models.token_losses import correct_tokens, token_losses
 from cropl.models.vlm import VLM
 
 # B rows, S length, V visual tokens of a picture, D width, R rows of position ids, T supervised tokens
@@ -68,7 +70,7 @@ class PackedPrompts:
 
 
 def places(packed: Packed) -> tuple[Tensor, Tensor]:
-    """Row and turn (each (T,)) of every supervised position, row by row: of what :func:`packed_logits` returns."""
+    """Row and turn (each (T,)) of every supervised position, row by row: of what the functions below return."""
     row_T, position_T = (packed.turn_BS >= 0).nonzero(as_tuple=True)
     return row_T, packed.turn_BS[row_T, position_T]
 
@@ -84,6 +86,38 @@ def first_positions(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
 
 def packed_logits(vlm: VLM, packed: Packed, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Logits (T, vocabulary) at the supervised positions, row by row, and their targets (T,).
+
+    Arguments and errors are those of :func:`decoded`.
+    """
+    hidden_TD, targets_T = packed_hidden(vlm, packed, features)
+    return vlm.model.get_output_embeddings()(hidden_TD), targets_T
+
+
+def packed_losses(vlm: VLM, packed: Packed, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Loss (T,), float32, of each supervised token, row by row, and whether it would be the greedy answer's, bool (T,).
+
+    The logits are never there as a whole, see :mod:`~cropl.models.token_losses`. Arguments and errors are those of
+    :func:`decoded`, and ValueError if the vocabulary head is no linear layer (it has an adapter, for example).
+    """
+    head = vlm.model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise ValueError(f"the vocabulary head is a {type(head).__name__}: to train, it must be a plain linear layer")
+    hidden_TD, targets_T = packed_hidden(vlm, packed, features)
+    given = hidden_TD, head.weight, targets_T, head.bias
+    return token_losses(*given), correct_tokens(*given)
+
+
+def packed_hidden(vlm: VLM, packed: Packed, features: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Hidden states (T, D) at the supervised positions, row by row, and the targets (T,) that they predict.
+
+    Arguments and errors are those of :func:`decoded`.
+    """
+    supervised_BS = packed.turn_BS >= 0
+    return decoded(vlm, packed, features).last_hidden_state[supervised_BS], packed.labels_BS[supervised_BS]
+
+
+def decoded(vlm: VLM, packed: Packed, features: Sequence[Tensor], use_cache: bool = False) -> Any:
+    """The decoder's output: ``last_hidden_state`` (B, S, D), normalised, and its cache where it is asked for.
 
     Args:
         vlm: the model.
@@ -102,8 +136,6 @@ def packed_logits(vlm: VLM, packed: Packed, features: Sequence[Tensor]) -> tuple
         placed_ND = torch.cat(list(features)).to(embeds_BSD.dtype)
         embeds_BSD = embeds_BSD.masked_scatter(visual_BS[..., None], placed_ND)
     positions = packed.position_ids_RBS if len(packed.position_ids_RBS) > 1 else packed.position_ids_RBS[0]
-    hidden_BSD = vlm.decoder(
-        inputs_embeds=embeds_BSD, attention_mask=packed.mask_B1SS, position_ids=positions, use_cache=False
-    ).last_hidden_state
-    supervised_BS = packed.turn_BS >= 0
-    return vlm.model.get_output_embeddings()(hidden_BSD[supervised_BS]), packed.labels_BS[supervised_BS]
+    return vlm.decoder(
+        inputs_embeds=embeds_BSD, attention_mask=packed.mask_B1SS, position_ids=positions, use_cache=use_cache
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from PIL import Image
@@ -18,10 +18,14 @@ from transformers import PreTrainedModel, Qwen2VLForConditionalGeneration
 
 from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
+from cropl.models.frozen import frozen_without_graph
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
 from cropl.models.loading import load_config, load_image_processor, load_model, load_tokenizer
 from cropl.models.vlm import VLM, special_tokens
 from cropl.prompt import Rendered, Span, clean_question, clean_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 DEFAULT_MAX_PIXELS = 448 * 448
 """The paper does not say at which size its localizer looks; far above this a 2B one costs more than it saves a 7B."""
@@ -102,10 +106,11 @@ class Qwen2VLVLM(VLM):
         device: torch.device | str | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         **model_options: Any,
-    ) -> Qwen2VLVLM:
-        model_type = load_config(name_or_path).model_type
-        if model_type != "qwen2_vl":
-            raise ValueError(f"{name_or_path}: this is a {model_type!r} model, and a 'qwen2_vl' one is needed")
+    ) -> Self:
+        config: Any = cls.model_class.config_class
+        model_type, needed = load_config(name_or_path).model_type, config.model_type
+        if model_type != needed:
+            raise ValueError(f"{name_or_path}: this is a {model_type!r} model, and a {needed!r} one is needed")
         model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
         processor = QwenProcessor(load_image_processor(name_or_path), load_tokenizer(name_or_path), max_pixels)
         return cls(model, processor)
@@ -171,6 +176,10 @@ class Qwen2VLVLM(VLM):
         merger: nn.Module = self.model.model.visual.merger
         return merger
 
+    @property
+    def shard_units(self) -> list[nn.Module]:
+        return list(self.decoder.layers)
+
     def save_processor(self, folder: str | Path) -> None:
         processor: QwenProcessor = self._needs_processor()
         processor.image_processor.save_pretrained(folder)
@@ -188,7 +197,8 @@ class Qwen2VLVLM(VLM):
             frames = int(self.model.config.vision_config.temporal_patch_size)
             once_PCE = normalised(placed.unflatten(1, (3, -1)), self._needs_processor().image_processor)
             placed = once_PCE[:, :, None].expand(-1, -1, frames, -1).flatten(1)
-        return list(self.model.model.get_image_features(placed.to(self.model.dtype), thw).pooler_output)
+        with frozen_without_graph(self.tower, self.projector):
+            return list(self.model.model.get_image_features(placed.to(self.model.dtype), thw).pooler_output)
 
     def prompt_ids(self, question: str) -> list[int]:
         return list(self.tokenizer(self.processor.prompt(question), add_special_tokens=False)["input_ids"])

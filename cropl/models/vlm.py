@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _FAMILIES = {
     "llava": "cropl.models.llava.LlavaVLM",
     "qwen2_vl": "cropl.models.qwen2_vl.Qwen2VLVLM",
+    "qwen2_5_vl": "cropl.models.qwen2_5_vl.Qwen2_5_VLVLM",
 }
 """`config.model_type` -> class of the families in this package; others construct their VLM class directly."""
 
@@ -149,6 +150,11 @@ class VLM(ABC):
     def projector(self) -> nn.Module:
         """What maps the tower's features to the decoder's width."""
         raise self._cannot_train("projector")
+
+    @property
+    def shard_units(self) -> list[nn.Module]:
+        """The decoder layers, in order: what sharded training gathers, computes and frees one after the other."""
+        raise self._cannot_train("shard_units")
 
     @property
     def prepare(self) -> Callable[[Image.Image], Prepared]:

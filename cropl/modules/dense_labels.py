@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cropl.models.card import Card
 from cropl.models.export import write_checkpoint
 from cropl.models.vlm import load_vlm
 from cropl.modules.base import TrainingModule
@@ -126,7 +127,7 @@ class DenseLabelModule(TrainingModule):
 
     def export(self, folder: Path, dtype: str | None = None) -> None:
         """Write the whole checkpoint (with the trained tower) as a ``transformers`` folder."""
-        write_checkpoint(self.vlm, folder, dtype)
+        write_checkpoint(self.vlm, folder, dtype, Card(**self.facts))
 
 
 def _shows_windows(config: Any) -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,36 +13,18 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from cropl.data.collate import SampleCollate
-from cropl.data.packing import IGNORE, Document, Packed, Turn, fit, rows_of
+from cropl.data.packing import IGNORE, Document, Turn, fit, rows_of
 from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy
 from cropl.models.attention import watched
+from cropl.models.card import Card
 from cropl.models.export import write_checkpoint
-from cropl.models.packed import PackedPrompts, packed_logits, places
+from cropl.models.packed import PackedPrompts, packed_logits, packed_losses, places
+from cropl.models.tuning import Tune, check_tuning, choose_trained
 from cropl.models.vlm import load_vlm
+from cropl.modules.documents import Rows, Shown, origins, pictures_of, strided, unseen
 from cropl.modules.evidence import EvidenceLoss
 from cropl.modules.token_loss import TokenLossModule, Weighting
 from cropl.testbed import weights
-
-
-@dataclass
-class Rows:
-    """A batch as packed rows.
-
-    Attributes:
-        packed: the rows.
-        features: visual tokens of their pictures, row by row.
-        asked: each row's questions, as ``packed.turn_BS`` numbers them.
-        evidence: of each question, bool (2, V) among its visual tokens, or None.
-        idle: visual tokens of pictures that no document shows.
-        cut: share of the questions that were too long.
-    """
-
-    packed: Packed
-    features: list[Tensor]
-    asked: list[list[dict[str, Any]]]
-    evidence: list[list[Tensor | None]]
-    idle: list[Tensor]
-    cut: float
 
 
 class InstructionModule(TokenLossModule):
@@ -59,6 +40,10 @@ class InstructionModule(TokenLossModule):
         loss_weighting: see :class:`~cropl.modules.token_loss.TokenLossModule`.
         kinds: kinds of questions that validation tells apart; "" is always known.
         model_options: further arguments of ``load_vlm``, such as Qwen2-VL's ``max_pixels``, or LLaVA's ``system``.
+        tune: ``full`` trains projector (or merger) and decoder; ``lora`` the projector and adapters in the decoder;
+            ``projector`` the projector alone. The tower is always frozen.
+        lora: ``rank``, ``alpha``, ``dropout``, ``targets`` of :func:`~cropl.models.lora.add_lora`, for ``tune: lora``.
+        dtype: of the loaded weights, ``float32`` or ``bfloat16``; what trains becomes float32 in any case.
         freeze_projector: leave the projector (or merger) as it is, as well as the tower: where both come from dense
             labels, training from answers alone would only blur where things lie.
         evidence_weight: weight of a second loss that tells a tiny model what to look at; 0 leaves it out.
@@ -82,24 +67,31 @@ class InstructionModule(TokenLossModule):
         evidence_weight: float = 0.0,
         evidence_layers: tuple[int, ...] = (2, 3),
         loss_weighting: Weighting = "token",
-        lr: float = 1e-3,
-        weight_decay: float = 0.01,
-        warmup: float = 0.03,
-        muon: bool = False,
+        tune: Tune = "full",
+        lora: dict[str, Any] | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        **options: Any,
     ):
-        super().__init__(loss_weighting, lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
-        self.checkpoint, self.stride = weights.resolve(checkpoint), stride
+        super().__init__(loss_weighting, **options)
+        check_tuning(tune, lora)
+        self.base, self.checkpoint = checkpoint, weights.resolve(checkpoint)
+        self.stride, self.tune = stride, tune
         self.max_turns, self.max_tokens = max_turns, max_tokens
-        self.vlm = load_vlm(self.checkpoint, dtype=torch.float32, device="cpu", **(model_options or {}))
+        self.vlm = load_vlm(self.checkpoint, dtype=getattr(torch, dtype), device="cpu", **(model_options or {}))
         self.model: Any = self.vlm.model
-        self.vlm.tower.requires_grad_(False)
-        self.vlm.projector.requires_grad_(not freeze_projector)
+        choose_trained(self.vlm, tune, lora, freeze_projector)
         self.tokenizer = self.vlm.tokenizer
         self.evidence_weight = evidence_weight
         self.evidence = EvidenceLoss(self.vlm, evidence_layers) if evidence_weight else None
         self.prompts = PackedPrompts(self.vlm)
+        self.computed: tuple[list[int], int] = ([], 0)  # in the last step: each document's tokens; supervised tokens
         self.accuracy = AnswerAccuracy(kinds)
         self.loss = MeanMetric(nan_strategy="disable")  # over all processes' tokens, of which one may have none
+
+    @property
+    def lasting_units(self) -> Collection[int]:
+        """The evidence loss uses the projections of its layers behind their forward."""
+        return self.evidence.layers if self.evidence else ()
 
     @property
     def collate(self) -> SampleCollate:
@@ -112,33 +104,45 @@ class InstructionModule(TokenLossModule):
         return rows, *packed_logits(self.vlm, rows.packed, rows.features)
 
     def _rows(self, batch: dict[str, Any], stride: int) -> Rows:
-        features = self.vlm.encode_prepared(batch["pixels"], batch["grids"])
-        grids = [(rows // self.vlm.merge, columns // self.vlm.merge) for rows, columns in batch["grids"]]
-        keeps = [_strided(grid, stride) if stride > 1 else torch.arange(grid[0] * grid[1]) for grid in grids]
-        images = batch.get("images", range(len(batch["questions"])))
-        drawn = [self._drawn(rows) for rows in batch["questions"]]
+        shown, idle = self.documents(batch, stride)
         documents: list[Document] = []
         cut: list[bool] = []
-        for rows, image in zip(drawn, images):
-            prefix, positions = self.prompts.prefix(*(None,) if image is None else (grids[image], keeps[image]))
-            whole = [self.as_turn(row, image is not None) for row in rows]
-            turns = [self._trained(turn, row, self.max_tokens - len(prefix)) for turn, row in zip(whole, rows)]
+        for one in shown:
+            prefix, positions = self.prompts.prefix(one.grid, one.cell_V)
+            whole = [self.as_turn(row, one.grid is not None) for row in one.asked]
+            turns = [self._trained(turn, row, self.max_tokens - len(prefix)) for turn, row in zip(whole, one.asked)]
             cut += [len(turn.ids) < len(before.ids) for turn, before in zip(turns, whole)]
             documents.append(Document(prefix, positions, turns))
-        order = rows_of([len(document) for document in documents])
-        shown = [images[i] for row in order for i in row if images[i] is not None]
-        evidence = [
-            [row["evidence"][:, keeps[image]] if "evidence" in row else None for row in rows]
-            for rows, image in zip(drawn, images)
-        ]
+        self._lengths = [len(document) for document in documents]
+        order = rows_of(self._lengths)
         return Rows(
             self.prompts.pack([[documents[i] for i in row] for row in order]).to(self.device),
-            [features[image][keeps[image].to(features[image].device)] for image in shown],
-            [[asked for i in row for asked in drawn[i]] for row in order],
-            [[each for i in row for each in evidence[i]] for row in order],
-            [feature_VD for image, feature_VD in enumerate(features) if image not in shown],
+            [shown[i].tokens_VD for row in order for i in row if shown[i].grid is not None],
+            [[asked for i in row for asked in shown[i].asked] for row in order],
+            [[each for i in row for each in shown[i].evidence] for row in order],
+            idle,
             sum(cut) / max(1, len(cut)),
         )
+
+    def documents(self, batch: dict[str, Any], stride: int = 1) -> tuple[list[Shown], list[Tensor]]:
+        """What the rows are made of: one document for each of the batch's, with all its questions or some of them.
+
+        Also returns the visual tokens (V, D) of pictures that no document shows.
+        """
+        features = self.vlm.encode_prepared(batch["pixels"], batch["grids"])
+        grids = [(rows // self.vlm.merge, columns // self.vlm.merge) for rows, columns in batch["grids"]]
+        keeps = [strided(grid, stride) if stride > 1 else torch.arange(grid[0] * grid[1]) for grid in grids]
+        shown = []
+        for rows, image in zip(batch["questions"], pictures_of(batch)):
+            asked = self.drawn(rows)
+            if image is None:
+                shown.append(Shown.text(asked))
+                continue
+            keep_V = keeps[image]
+            evidence = [row["evidence"][:, keep_V] if "evidence" in row else None for row in asked]
+            tokens_VD = features[image][keep_V.to(features[image].device)]
+            shown.append(Shown(asked, evidence, tokens_VD, grids[image], keep_V))
+        return shown, [features[image] for image in unseen(batch)]
 
     def _trained(self, turn: Turn, row: dict[str, Any], room: int) -> Turn:
         """In training a question is cut to ``room`` tokens, and has no labels where it does not count."""
@@ -155,24 +159,28 @@ class InstructionModule(TokenLossModule):
         rows = self._rows(batch, self.stride)
         packed = rows.packed
         with watched(self.vlm.decoder, self.evidence.layers if self.evidence else ()) as seen:
-            logits, targets = packed_logits(self.vlm, packed, rows.features)
-        loss, weight = self.summed(F.cross_entropy(logits, targets, reduction="none"), *_origins(rows))
+            loss_T, right_T = packed_losses(self.vlm, packed, rows.features)
+        self.computed = (self._lengths, len(right_T))
+        loss, weight = self.summed(loss_T, *origins(rows))
         self.log_dict({"train/padding": packed.padding, "train/cut": rows.cut}, batch_size=len(packed.input_ids_BS))
-        if len(targets):
-            right = (logits.argmax(1) == targets).float().mean()
-            self.log("train/token_accuracy", right, prog_bar=True, batch_size=len(targets))
+        if len(right_T):
+            self.log("train/token_accuracy", right_T.float().mean(), prog_bar=True, batch_size=len(right_T))
         if self.evidence:
             missed = self.evidence(seen, packed, rows.evidence)
-            self.log("train/evidence", (-missed).exp(), prog_bar=True, batch_size=max(1, len(targets)))
+            self.log("train/evidence", (-missed).exp(), prog_bar=True, batch_size=max(1, len(right_T)))
             loss = loss + self.evidence_weight * weight * missed
         for idle_VD in rows.idle:  # all that trains takes part in every step, or processes would wait for one another
             loss = loss + 0 * idle_VD.sum()
         return loss
 
-    def validation_step(self, batch: dict[str, Any], index: int) -> None:
-        """Greedy answers, teacher-forced: an answer is right where every one of its tokens is the most probable."""
+    def validation_step(self, batch: dict[str, Any], index: int) -> dict[str, Any]:
+        """Greedy answers, teacher-forced: an answer is right where every one of its tokens is the most probable.
+
+        Returns ``answers``, what was said to each of the batch's questions.
+        """
         rows, logits, targets = self(batch, self.stride)
-        right = (logits.argmax(1) == targets).tolist()
+        said = logits.argmax(1)
+        right = (said == targets).tolist()
         row_T, turn_T = places(rows.packed)
         where = list(zip(row_T.tolist(), turn_T.tolist()))
         counted = torch.tensor([rows.asked[b][turn].get("valid", True) for b, turn in where], dtype=torch.bool)
@@ -183,6 +191,11 @@ class InstructionModule(TokenLossModule):
         asked = [rows.asked[b][turn] for b, turn in correct]
         valid = [row.get("valid", True) for row in asked]
         self.accuracy.update(list(correct.values()), [row["kind"] for row in asked], valid)
+        told: dict[int, list[int]] = {}
+        for (b, turn), token in zip(where, said.tolist()):
+            told.setdefault(id(rows.asked[b][turn]), []).append(token)
+        given = {key: self.tokenizer.decode(ids, skip_special_tokens=True) for key, ids in told.items()}
+        return {"answers": [given.get(id(row)) for asked in batch["questions"] for row in asked]}
 
     def on_validation_epoch_end(self) -> None:
         scores = self.accuracy.compute()
@@ -192,29 +205,19 @@ class InstructionModule(TokenLossModule):
         self.loss.reset()
 
     def export(self, folder: Path, dtype: str | None = None) -> None:
-        """Write model, tokenizer and processor as a ``transformers`` folder."""
-        write_checkpoint(self.vlm, folder, dtype)
+        """Write model, tokenizer, processor and model card as a ``transformers`` folder; all processes call this."""
+        write_checkpoint(self.vlm, folder, dtype, self.card(), self.beside())
 
-    def _drawn(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def card(self) -> Card:
+        """What an export says of itself."""
+        return Card(base=self.base, **self.facts)
+
+    def beside(self) -> Callable[[Path], Any] | None:
+        """Writes further files of an export into the folder that it is given, on the first process."""
+        return None
+
+    def drawn(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The questions of a document that are trained on this time; all of them in validation."""
         if not self.training or len(rows) <= self.max_turns:
             return rows
         return random.sample(rows, self.max_turns)
-
-
-def _origins(rows: Rows) -> tuple[Tensor, Tensor, list[str]]:
-    """Number of each supervised token's sample and of its source (-1: none), each (T,), and the sources' names."""
-    row_T, turn_T = places(rows.packed)
-    names = sorted({row["source"] for asked in rows.asked for row in asked if row.get("source")})
-    table_BN = torch.full((len(rows.asked), max(map(len, rows.asked))), -1)
-    for b, asked in enumerate(rows.asked):
-        for n, row in enumerate(asked):
-            table_BN[b, n] = names.index(row["source"]) if row.get("source") else -1
-    return row_T * table_BN.shape[1] + turn_T, table_BN.to(row_T.device)[row_T, turn_T], names
-
-
-def _strided(grid: tuple[int, int], stride: int) -> Tensor:
-    """Indices of every ``stride``-th row and column, at a random phase."""
-    rows, columns = grid
-    row = torch.arange(int(torch.randint(stride, ())), rows, stride)
-    column = torch.arange(int(torch.randint(stride, ())), columns, stride)
-    return (row[:, None] * columns + column[None]).flatten()

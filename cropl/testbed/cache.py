@@ -23,12 +23,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoConfig, AutoImageProcessor
 
+from cropl.data.aside import written_aside
 from cropl.data.collate import cells_in
 from cropl.grid import Region, TokenGrid
 from cropl.testbed.labels import dense_labels
 from cropl.testbed.questions import questions
 from cropl.testbed.scenes import VERSION, Scene, scene
-from cropl.testbed.weights import written_aside
 
 # N pictures, P patches (of all pictures, in a row), E values of a patch
 
@@ -58,6 +58,7 @@ class CachedScene:
     grid_hw: tuple[int, int]
     labels: Tensor
     questions: list[dict[str, Any]]
+    tokens: TokenGrid
     picture: Callable[[], Image.Image]
 
 
@@ -105,20 +106,20 @@ class SceneCache(Dataset[CachedScene]):
             pixels = (pixels.unflatten(1, (3, 1, -1)) - self.mean[:, None, None]) / self.std[:, None, None]
             pixels = pixels.expand(-1, 3, 2, -1).flatten(1)  # a still picture fills both frames of a temporal patch
         picture = partial(_render, self.key.split, self.key.start + index)
-        return CachedScene(pixels, tuple(row["grid"]), labels, self._with_evidence(index, row), picture)
-
-    def _with_evidence(self, index: int, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of the questions, each with ``evidence``, bool (2, V): the decoder's visual tokens on its boxes.
-
-        A relation has a row for each of its two things, other questions the same row twice. No token for an absence,
-        whose evidence is everything.
-        """
         one = scene(self.key.split, self.key.start + index)
         rows, columns = (side // self.merge for side in row["grid"])
         if self.key.family == "llava":
             grid = TokenGrid.padded_square(rows, one.width, one.height)
         else:
             grid = TokenGrid.stretched(rows, columns, one.width, one.height)
+        return CachedScene(pixels, tuple(row["grid"]), labels, self._with_evidence(one, grid, row), grid, picture)
+
+    def _with_evidence(self, one: Scene, grid: TokenGrid, row: dict[str, Any]) -> list[dict[str, Any]]:
+        """The rows of the questions, each with ``evidence``, bool (2, V): the decoder's visual tokens on its boxes.
+
+        A relation has a row for each of its two things, other questions the same row twice. No token for an absence,
+        whose evidence is everything.
+        """
         found = []
         for question, known in zip(questions(one), row["questions"], strict=True):
             if question.text != known["question"]:

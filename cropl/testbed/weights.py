@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from cropl.data.aside import written_aside
 
 NAMES = {
     "llava": "tiny LLaVA: answers the testbed's questions over 24 x 24 visual tokens",
     "qwen2_vl": "tiny Qwen2-VL: answers them over about 64 merged tokens",
     "localizer": "the localizer, fine-tuned from the tiny Qwen2-VL",
+    "plc": "PLC: compressor and language model, trained together from the tiny LLaVA; 68 visual tokens",
+    "plc_no_anchor": 'PLC without anchor tokens, the ablation "w/o X^r"',
 }
 
 
@@ -40,27 +40,3 @@ def resolve(name_or_path: str) -> str:
                 make(aside)
         return str(folder)
     return name_or_path
-
-
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder beside ``folder`` that takes its name when the block ends well, and is deleted otherwise.
-
-    So nobody finds half of it. What was at ``folder`` goes; if another process put its own there meanwhile, that stays.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    before = folder.stat().st_ino if folder.exists() else None
-    try:
-        yield aside
-        if folder.exists() and folder.stat().st_ino == before:
-            shutil.rmtree(folder)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -9,7 +9,7 @@ import torch
 
 from cropl.data.packing import Document
 from cropl.models.inputs import as_encoder_output
-from cropl.models.packed import PackedPrompts, packed_logits, places
+from cropl.models.packed import PackedPrompts, packed_logits, packed_losses, places
 from cropl.models.vlm import load_vlm
 from cropl.testbed.build import build_llava, build_qwen2_vl
 from cropl.testbed.questions import questions
@@ -97,6 +97,51 @@ def test_no_document_sees_another(checkpoint):
     chosen = (row_T == 1) & (turn_T == 1)
     assert targets[chosen].tolist() == [i for i in text("red").turns[0].labels if i != -100]
     torch.testing.assert_close(among[chosen], alone, atol=1e-10, rtol=1e-10)
+
+
+def supervised(vlm):
+    """Two rows with turns of several lengths."""
+    prompts = PackedPrompts(vlm)
+
+    def text(*answers):
+        return Document(*prompts.prefix(None), [prompts.turn([("What is it ?", one)], False) for one in answers])
+
+    return prompts.pack([[text("red", "blue three"), text("two")], [text("one two three")]])
+
+
+def test_losses_are_those_of_the_logits(checkpoint):
+    vlm = load_vlm(checkpoint)
+    head, packed = vlm.model.get_output_embeddings(), supervised(vlm)
+    logits, targets = packed_logits(vlm, packed, [])
+    targets[::3] = logits.argmax(1)[::3]  # so that some answers are right
+    packed.labels_BS[packed.turn_BS >= 0] = targets
+    loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    (expected,) = torch.autograd.grad(loss.sum(), head.weight)
+    losses, correct = packed_losses(vlm, packed, [])
+    (found,) = torch.autograd.grad(losses.sum(), head.weight)
+    torch.testing.assert_close(losses, loss, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert correct.tolist() == (logits.argmax(1) == targets).tolist() and 0 < correct.sum() < len(targets)
+    assert len(losses) == len(places(packed)[0])
+
+
+def test_rows_without_labels_have_no_losses_and_gradients_of_zero(checkpoint):
+    """A process whose batch has nothing to learn takes part in the step all the same."""
+    vlm = load_vlm(checkpoint)
+    packed = supervised(vlm)
+    packed.turn_BS[:] = -1
+    losses, correct = packed_losses(vlm, packed, [])
+    assert losses.shape == correct.shape == (0,)
+    losses.sum().backward()
+    grad = vlm.model.get_output_embeddings().weight.grad
+    assert grad is not None and not grad.any()
+
+
+def test_a_head_that_is_no_linear_layer_is_refused(checkpoint):
+    vlm = load_vlm(checkpoint)
+    vlm.model.set_output_embeddings(torch.nn.Sequential(vlm.model.get_output_embeddings()))
+    with pytest.raises(ValueError, match="the vocabulary head is a Sequential"):
+        packed_losses(vlm, supervised(vlm), [])
 
 
 def test_features_are_counted(checkpoint):

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from cropl.modules.instruction import InstructionModule, _origins
+from cropl.modules.documents import origins
+from cropl.modules.instruction import InstructionModule
 from cropl.modules.token_loss import TokenLossModule
 from cropl.testbed.build import build_llava, build_qwen2_vl
 from tests.modules.gradients import gradients, mixed
@@ -113,7 +114,7 @@ def test_an_instruction_step_is_that_of_the_plain_mean(checkpoint, weighting):
     if weighting == "token":
         loss = F.cross_entropy(logits, targets)
     else:
-        loss_T, sample_T = F.cross_entropy(logits, targets, reduction="none"), _origins(rows)[0]
+        loss_T, sample_T = F.cross_entropy(logits, targets, reduction="none"), origins(rows)[0]
         loss = torch.stack([loss_T[sample_T == n].mean() for n in sample_T.unique()]).mean()
         assert len(sample_T.unique()) == 7  # one is not valid
     loss.backward()

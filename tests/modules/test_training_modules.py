@@ -13,7 +13,8 @@ from cropl.metrics.answer import exact_match
 from cropl.models.packed import places
 from cropl.models.vlm import load_vlm
 from cropl.modules.dense_labels import DenseLabelModule
-from cropl.modules.instruction import InstructionModule, _strided
+from cropl.modules.documents import strided
+from cropl.modules.instruction import InstructionModule
 from cropl.modules.localizer import LocalizerModule
 from cropl.testbed.build import build_llava, build_qwen2_vl
 from cropl.testbed.cache import SceneCache
@@ -108,7 +109,7 @@ def test_validation_counts_what_generation_answers(prepared):
 
 def test_strided_tokens_form_a_regular_grid():
     for _ in range(8):
-        index = _strided((24, 24), 2)
+        index = strided((24, 24), 2)
         rows, columns = index // 24, index % 24
         assert len(index) == 144
         assert len(set(rows.tolist())) == 12 and len({r % 2 for r in rows.tolist()}) == 1
@@ -203,6 +204,7 @@ def test_regions_come_in_the_order_of_the_questions(localizer, monkeypatch):
     assert localizer.validation_step(batch, 0)["regions"] == [alone[0], None, *alone[1:]]
     assert localizer.recall.compute()["n"] == 3
     localizer.recall.reset()
+    monkeypatch.undo()
     assert localizer.validation_step(localizer.collate([_text()]), 0) == {"regions": [None]}
 
 

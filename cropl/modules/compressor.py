@@ -1,0 +1,145 @@
+"""Trains PLC (paper, 3.3 and 4.1): compressor, projector and language model together, the vision tower frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from cropl.data.packing import Turn
+from cropl.grid import Region
+from cropl.models.card import Card
+from cropl.models.compressor import Compressor, CompressorConfig, Positions
+from cropl.models.export import full_state
+from cropl.modules.documents import Shown, pictures_of, unseen
+from cropl.modules.instruction import InstructionModule
+from cropl.prompt import RegionCodec, localizer_prompt
+from cropl.testbed import weights
+
+RegionSource = Literal["gt", "predicted", "whole"]
+Target = Literal["answer", "coordinates"]
+
+
+class CompressorModule(InstructionModule):
+    """Conversations over compressed pictures: 68 visual tokens each, at consecutive positions.
+
+    Args:
+        checkpoint: folder or name of the model to start from.
+        compressor: folder of an exported PLC to go on from; None starts a new one of the options below.
+        queries, outside_queries, anchors, positions, unit: see :class:`~cropl.models.compressor.CompressorConfig`.
+        regions: of questions with evidence boxes: ``gt``, the true region; ``predicted``, a localizer's, which the data
+            module reads (its argument ``regions``); or ``whole``, the whole image.
+        instruction_regions: of all others: ``whole`` or ``predicted``.
+        target: what questions with evidence boxes are trained to say: their ``answer``, or the ``coordinates`` of their
+            region in answer to the localizer's prompt.
+        options: the other arguments of :class:`~cropl.modules.instruction.InstructionModule`.
+
+    Batches are those of :class:`~cropl.modules.instruction.InstructionModule`, with ``tokens``, the
+    :class:`~cropl.grid.TokenGrid` of each picture. Each question has compressed tokens of its own, and is a document of
+    its own.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        compressor: str | None = None,
+        queries: int = 64,
+        outside_queries: int = 4,
+        anchors: bool = True,
+        positions: Positions = "sincos",
+        unit: float = 1.0,
+        regions: RegionSource = "gt",
+        instruction_regions: Literal["whole", "predicted"] = "whole",
+        target: Target = "answer",
+        lr: float = 1e-5,
+        **options: Any,
+    ):
+        super().__init__(checkpoint, lr=lr, **options)
+        for name, given, known in (
+            ("regions", regions, RegionSource), ("instruction_regions", instruction_regions, RegionSource),
+            ("target", target, Target),
+        ):  # fmt: skip
+            if given not in get_args(known):
+                raise ValueError(f"{name} {given!r}: must be one of {', '.join(get_args(known))}")
+        self.regions, self.instruction_regions, self.target = regions, instruction_regions, target
+        width = int(self.vlm.decoder.config.hidden_size)
+        if compressor is not None:
+            self.compressor = Compressor.from_pretrained(weights.resolve(compressor)).train()
+            if self.compressor.config.width != width:
+                raise ValueError(
+                    f"compressor {compressor} has the width {self.compressor.config.width}, and {checkpoint} {width}: "
+                    "they were not trained together"
+                )
+        else:
+            config = CompressorConfig(width, queries, outside_queries, anchors, positions, unit, self._side())
+            self.compressor = Compressor(config)
+
+    def documents(self, batch: dict[str, Any], stride: int = 1) -> tuple[list[Shown], list[Tensor]]:
+        features = self.vlm.encode_prepared(batch["pixels"], batch["grids"])
+        shown: list[Shown] = []
+        seen: list[tuple[int, Region]] = []
+        places: list[int] = []  # of the documents with pictures
+        for rows, image in zip(batch["questions"], pictures_of(batch)):
+            asked = self.drawn(rows)
+            if image is None:
+                shown.append(Shown.text(asked))
+                continue
+            for row in asked:
+                places.append(len(shown))
+                shown.append(Shown.text([row]))
+                seen.append((image, self.region(row)))
+        idle = [(image, Region.full()) for image in unseen(batch)]
+        compressed = self.compressor(
+            [features[image] for image, _ in seen + idle],
+            [batch["tokens"][image] for image, _ in seen + idle],
+            [region for _, region in seen + idle],
+        )
+        for place, tokens_MD in zip(places, compressed):
+            one = shown[place]
+            one.tokens_VD, one.grid, one.cell_V = tokens_MD, (1, len(tokens_MD)), torch.arange(len(tokens_MD))
+        return shown, compressed[len(seen) :]
+
+    def region(self, row: dict[str, Any]) -> Region:
+        """The region that a question's picture is compressed with.
+
+        Raises:
+            ValueError: it is to be a predicted one, and the data has none.
+        """
+        source = self.regions if row.get("localize", True) else self.instruction_regions
+        if source == "predicted":
+            if "predicted" not in row:
+                raise ValueError(
+                    f"sample {row.get('key')!r} has no predicted region: give data.regions, a file that "
+                    "`cropl predict` writes with a localizer, or set model.regions to gt or whole"
+                )
+            return Region(*row["predicted"])
+        return Region(*row["region"]) if source == "gt" else Region.full()
+
+    def as_turn(self, row: dict[str, Any], image: bool) -> Turn:
+        if self.target == "answer" or not row.get("localize", True):
+            return super().as_turn(row, image)
+        answer = RegionCodec("digits").encode(Region(*row["region"]))
+        return self.prompts.turn([(localizer_prompt(row["question"]), answer)], image, clean=False)
+
+    def card(self) -> Card:
+        return replace(super().card(), what=f"A {self.model.config.model_type} model with PLC", compressed=True)
+
+    def beside(self) -> Callable[[Path], Any]:
+        """Writes the compressor, so that ``PLC.from_pretrained`` reads the folder."""
+        state = full_state(self.compressor)  # all processes have a part of it
+
+        def write(folder: Path) -> None:
+            plain = Compressor(self.compressor.config)
+            plain.load_state_dict(state)
+            plain.save_pretrained(folder)
+
+        return write
+
+    def _side(self) -> int:
+        """Rows of tokens of a picture, over which new queries are spread: of the model's own square pictures."""
+        side = getattr(self.vlm, "side", None)
+        return int(side) if side else 16  # grids that follow the picture: those of Qwen2-VL at 448 x 448
