@@ -8,6 +8,7 @@ that the light ones answer without loading torch.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -33,10 +34,14 @@ _NOT_FOR_USERS = (
     ".*does not have many workers",  # cached scenes load faster than workers would pass them on
     ".*exists and is not empty",  # runs are continued in place
     ".*Total length of .* across ranks is zero",  # a training without validation
+    ".*recommended to use .self.log\\(.*sync_dist=True",  # what is logged has been reduced over all processes
 )
 COMMANDS = {
     "evaluate": "answer a benchmark with several pruning methods and compare them",
     "ask": "ask one question about one image",
+    "export": "write a training's checkpoint as a plain transformers folder",
+    "consolidate": "make one checkpoint file of a sharded one",
+    "calibrate": "size a localizer's regions so that they hold enough for a share of the questions",
     "shards": "build, verify and inspect shards of training and test data",
     "bench": "measure speed",
     "quickstart": "the whole path on the built-in testbed, in a few minutes",
@@ -95,8 +100,12 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
     """
     import lightning.pytorch as pl
     from jsonargparse import set_parsing_settings
+    from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
     from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    import cropl.parallel  # noqa: F401  it makes the strategy fsdp2 known
+    from cropl.callbacks.checkpoint import Checkpoint
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for message in _NOT_FOR_USERS:
@@ -112,6 +121,32 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
 
         def add_arguments_to_parser(self, parser: Any) -> None:
             parser.set_defaults({"seed_everything": 0})
+            parser.add_argument(
+                "--allow_change", type=bool, default=False, help="continue a run with other settings than it had"
+            )
+
+        def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+            """A recipe that names no checkpoint callback gets ours."""
+            given = self._get(self.config_init, "trainer", default={})
+            callbacks = given.get("callbacks") or []
+            callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+            if given.get("enable_checkpointing") is not False and not any(
+                isinstance(each, AnyCheckpoint) for each in callbacks
+            ):
+                kwargs["callbacks"] = [*callbacks, Checkpoint()]
+            return super().instantiate_trainer(**kwargs)
+
+        def before_fit(self) -> None:
+            config = self.config[str(self.subcommand)].as_dict()
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, Checkpoint):
+                    callback.prepare(self.trainer, config)
+
+        def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+            kwargs = super()._prepare_subcommand_kwargs(subcommand)
+            if subcommand == "fit" and int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # requeued: the same command
+                kwargs["ckpt_path"] = kwargs.get("ckpt_path") or "last"
+            return kwargs
 
     class SaveConfig(SaveConfigCallback):
         def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

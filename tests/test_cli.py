@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch  # noqa: F401  # its log keeps the stream that it finds when it is first imported
 import pytest
 
 from cropl import __version__, cli, recipe
@@ -93,16 +94,21 @@ def test_fit_trains_the_localizer_and_leaves_what_one_needs(tmp_path, monkeypatc
     code, _, err = call(capsys, "fit", "-c", "testbed/localizer", *flags)
     assert code == 0, err
     run = tmp_path / "runs/testbed/localizer"
-    assert (run / "last.ckpt").exists() and (run / "config.yaml").exists() and (run / "metrics.csv").exists()
+    assert (
+        (run / "checkpoints/step-000002/checkpoint.ckpt").exists()
+        and (run / "config.yaml").exists()
+        and (run / "metrics.csv").exists()
+    )
     assert list(run.glob("events.out.tfevents*")) and list(Path(run).rglob("step-*.png"))
     assert "mean_recall" in (run / "metrics.csv").read_text()
     (sample,) = samples("val", 1)
     Localizer.from_pretrained(str(run / "export")).locate([sample.image], [sample.question])
-    saved = __import__("torch").load(run / "last.ckpt", weights_only=True)["state_dict"]
+    saved = __import__("torch").load(run / "checkpoints/step-000002/checkpoint.ckpt", weights_only=True)["state_dict"]
     assert saved and not any(".visual.blocks." in name for name in saved), "the frozen tower is not in the checkpoint"
 
     code, _, err = call(
         capsys, "fit", "-c", "testbed/localizer", *flags, "--trainer.max_steps", "3", "--ckpt_path", "last"
     )
     assert code == 0, err
-    assert __import__("torch").load(run / "last.ckpt", weights_only=True)["global_step"] == 3
+    continued = __import__("torch").load(run / "checkpoints/step-000003/checkpoint.ckpt", weights_only=True)
+    assert continued["global_step"] == 3 and (run / "metrics.1.csv").exists()

@@ -38,7 +38,7 @@ class RegionOverlays(L.Callback):
         missing = self.count - len(self._drawn)
         if missing <= 0 or not trainer.is_global_zero:
             return
-        predicted = iter(outputs["regions"] if outputs else [])
+        predicted = iter((outputs or {}).get("regions", []))
         images = batch.get("images", range(len(batch["questions"])))
         for image, rows in zip(images, batch["questions"]):
             for row in rows:

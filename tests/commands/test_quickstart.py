@@ -55,7 +55,7 @@ def test_training_writes_below_out_and_nowhere_else(tmp_path, monkeypatch, capsy
     assert {path.name for path in tmp_path.iterdir()} == {"base", "here", "out", "small.yaml"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"cache", "localizer", "quickstart_localizer"}
     written = {path.name for path in (tmp_path / "out/quickstart_localizer").iterdir()}
-    assert {"last.ckpt", "metrics.csv", "config.yaml", "regions"} <= written
+    assert {"checkpoints", "metrics.csv", "config.yaml", "regions"} <= written
 
 
 def test_an_out_that_cannot_be_is_told_before_the_training(tmp_path, capsys):

@@ -1,0 +1,118 @@
+"""`cropl export`: from a training's checkpoint to a folder that loads with the trained weights."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from torch.utils.data import DataLoader
+
+from cropl.callbacks import complete
+from cropl.cli import main
+from cropl.commands.export import find
+from cropl.models.vlm import load_vlm
+from cropl.modules.instruction import InstructionModule
+from cropl.testbed.samples import samples
+from tests.reference.checkpoints import tiny_llava as tiny_llava
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llava, tmp_path_factory):
+    """(module after a step, its checkpoint with the recipe beside it)."""
+    folder = tmp_path_factory.mktemp("run")
+    module = InstructionModule(tiny_llava, lr=0.01)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(samples("train", 2), 2, collate_fn=module.collate))
+    trainer.save_checkpoint(folder / "checkpoints" / "last.ckpt")
+    arguments = {"checkpoint": tiny_llava, "lr": 0.01}
+    model = {"class_path": "cropl.modules.instruction.InstructionModule", "init_args": arguments}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": model, "trainer": {"devices": 8}}))
+    return module, folder / "checkpoints" / "last.ckpt"
+
+
+def test_a_checkpoint_becomes_a_folder(trained, tmp_path, capsys):
+    module, checkpoint = trained
+    assert main(["export", str(checkpoint), str(tmp_path / "out")]) == 0
+    assert str(tmp_path / "out") in capsys.readouterr().out
+    wanted, found = module.model.state_dict(), load_vlm(str(tmp_path / "out"), dtype=torch.float32).model.state_dict()
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert not torch.equal(wanted["lm_head.weight"], load_vlm(module.checkpoint).model.state_dict()["lm_head.weight"])
+
+
+def test_averages_are_written_where_there_are_some(trained, tmp_path):
+    _, checkpoint = trained
+    stored = torch.load(checkpoint, weights_only=True)
+    name = next(name for name in stored["state_dict"] if name.endswith("lm_head.weight"))
+    stored["callbacks"]["EMA{'decay': 0.9}"] = {"averages": {name: torch.zeros_like(stored["state_dict"][name])}}
+    torch.save(stored, tmp_path / "averaged.ckpt")
+    recipe = str(checkpoint.parent.parent / "config.yaml")
+    args = [str(tmp_path / "averaged.ckpt"), str(tmp_path / "out"), "-c", recipe, "--dtype", "bfloat16"]
+    assert main(["export", *args, "--model.init_args.lr", "0.5"]) == 0
+    found = load_vlm(str(tmp_path / "out"), dtype="auto").model.state_dict()["lm_head.weight"]
+    assert not found.any() and found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: [str(c), "{out}", "--dtype", "int8"], "dtype 'int8' must be one of"),
+        (lambda c: [str(c) + "x", "{out}"], "no such checkpoint"),
+        (lambda c: [str(c.parent), "{out}"], "no checkpoint lies in this folder"),
+        (lambda c: [str(c), str(c.parent)], "is no checkpoint: give a new folder"),
+        (lambda c: [str(c.parent.parent / "config.yaml"), "{out}"], "not a training's checkpoint"),
+        (lambda c: [str(c), "{out}", "-c", "data/pope"], "is a data recipe"),
+        (lambda c: [str(c), "{out}", "--model.init_args.lrr", "1"], "lrr"),
+        (lambda c: [str(c)], "arguments are required: out"),
+    ],
+)
+def test_mistakes_are_one_line(trained, tmp_path, capsys, change, message):
+    args = [part.replace("{out}", str(tmp_path / "out")) for part in change(trained[1])]
+    assert main(["export", *args]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.startswith("cropl: error: ") and not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_model_is_told(trained, tmp_path, capsys):
+    _, checkpoint = trained
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["state_dict"] = {name + "x": value for name, value in stored["state_dict"].items()}
+    torch.save(stored, checkpoint.parent / "other.ckpt")
+    assert main(["export", str(checkpoint.parent / "other.ckpt"), str(tmp_path / "out")]) == 2
+    assert "does not fit this InstructionModule" in capsys.readouterr().err
+
+
+def test_without_a_recipe_it_asks_for_one(trained, tmp_path, capsys):
+    deep = tmp_path / "a" / "b" / "c" / "last.ckpt"
+    deep.parent.mkdir(parents=True)
+    deep.write_bytes(trained[1].read_bytes())
+    assert main(["export", str(deep), str(tmp_path / "out")]) == 2
+    assert "name the recipe of the training with -c" in capsys.readouterr().err
+
+
+def test_a_run_stands_for_its_newest_checkpoint(tmp_path):
+    """Steps are folders that Checkpoint writes; what is half written, damaged or sharded is not taken."""
+    for number, name in enumerate(["step-2", "step-4", "step-10"]):
+        folder = tmp_path / "checkpoints" / name
+        folder.mkdir(parents=True)
+        (folder / complete.WHOLE).write_text(name)
+        files = {complete.WHOLE: {"bytes": len(name), "sha256": sha256(name.encode()).hexdigest()}}
+        (folder / complete.MARKER).write_text(json.dumps({"number": number, "files": files}))
+    newest = tmp_path / "checkpoints" / "step-10" / complete.WHOLE
+    assert find(tmp_path) == find(tmp_path / "checkpoints") == find(newest.parent) == find(newest) == newest
+    newest.write_text("step-11")
+    with pytest.raises(ValueError, match="step-10 is damaged"):
+        find(newest.parent)
+    newest.unlink()
+    assert find(tmp_path).read_text() == "step-4"
+    (newest.parent / complete.MARKER).unlink()
+    (newest.parent / complete.SHARDED).touch()
+    with pytest.raises(ValueError, match="cropl consolidate .*step-10"):
+        find(newest.parent)
