@@ -8,6 +8,7 @@ from cropl.commands.verbs import run_verb
 
 VERBS = {
     "data": "samples a second, from the shards to the batch, stage by stage",
+    "train": "training steps: tokens a second, MFU and memory, beside the naive way",
 }
 
 

@@ -1,4 +1,4 @@
-"""cropl check NAME... [--key value ...]
+"""cropl check NAME... [-c OVERLAY] [--key value ...]
 
 Says whether recipes can run here: keys, classes and arguments are right, the files and folders that they name are
 there, and shards hold what the recipe's data module is for. Nothing is trained, answered or built. Exit code 0 if all
@@ -6,6 +6,11 @@ are well, 1 if something is missing, 2 for a mistake in a recipe.
 
   cropl check data/crop_mix --vars.viscot ~/visual-cot
   cropl check my_study.yaml my_training.yaml
+  cropl check localizer/qwen2_vl_2b -c trainer/fsdp2          (one training of both)
+
+Of a training it also estimates the memory on one GPU of 24 GB, one of 80 GB, and each of eight of 80 GB that share the
+weights (trainer/fsdp2); on one GPU bfloat16 comes from autocast (trainer/single_gpu). `copies` are weights in bfloat16,
+gathered or cast; a tenth of each GPU is left to CUDA and to what its allocator cannot use.
 """
 
 from __future__ import annotations
@@ -27,37 +32,59 @@ def run(args: Sequence[str], training_cli: Callable[..., Any]) -> int:
     if not args or "-h" in args or "--help" in args:
         print(__doc__)
         return 0 if args else 2
-    names = []
-    rest = list(args)
-    while rest and (not rest[0].startswith("-") or rest[0] in ("-c", "--config")):
-        first = rest.pop(0)
-        if not first.startswith("-"):
-            names.append(first)
-    if not names:
+    names, rest = [], list(args)
+    while rest and not rest[0].startswith("-"):
+        names.append(rest.pop(0))
+    overlays, overrides = recipe.parse_flags(rest)
+    if not names and not overlays:
         raise UsageError("name a recipe: cropl check data/crop_mix (`cropl ls` lists the built-in ones)")
     faults = 0
-    for name in names:
-        found = list(missing(name, rest, training_cli))
-        for fault in found:
-            print(f"{name}: {fault}")
-        if not found:
-            print(f"{name}: ready")
+    for group in [[*names, *overlays]] if overlays else [[name] for name in names]:
+        label, notes = "+".join(group), list[str]()
+        found = list(missing(group, overrides, _without_recipes(rest), training_cli, notes))
+        for line in [f"{label}: {fault}" for fault in found] or [f"{label}: ready"]:
+            print(line)
+        for note in notes:
+            print(note)
         faults += len(found)
     return FAILED if faults else 0
 
 
-def missing(name: str, flags: Sequence[str], training_cli: Callable[..., Any]) -> Iterator[str]:
-    """What a recipe needs and does not find. UsageError if the recipe itself is wrong."""
-    path = recipe.find(name)
-    stated = recipe.load([path], dict(recipe.parse_flags(flags)[1]))
-    if "sources" in stated:
+def missing(
+    names: Sequence[str],
+    overrides: Mapping[str, Any],
+    flags: Sequence[str],
+    training_cli: Callable[..., Any],
+    notes: list[str],
+) -> Iterator[str]:
+    """What a recipe with its overlays needs and does not find; what else is to be said of it goes into `notes`.
+
+    Raises:
+        UsageError: the recipe itself is wrong.
+    """
+    paths = [recipe.find(name) for name in names]
+    stated = recipe.load(paths, dict(overrides))
+    kind = recipe.kind_of(stated)
+    if kind == "sources":
         yield from _of_data(stated)
-    elif "arms" in stated:
+    elif kind == "arms":
         yield from _of_study(stated)
-    elif "model" in stated and "data" in stated:
-        yield from _of_training(path, flags, training_cli)
+    elif kind == "model" and "data" in stated:
+        yield from _of_training(paths, flags, training_cli, notes)
     elif not set(stated) - {"vars"}:
-        raise UsageError(f"{path}: an empty recipe")
+        raise UsageError(f"{paths[0]}: an empty recipe")
+
+
+def _without_recipes(flags: Sequence[str]) -> list[str]:
+    """The flags without `-c NAME`, `--config NAME`."""
+    left, rest = list[str](), list(flags)
+    while rest:
+        flag = rest.pop(0)
+        if flag in ("-c", "--config"):
+            rest.pop(0)
+        elif not flag.startswith(("-c=", "--config=")):
+            left.append(flag)
+    return left
 
 
 def _of_data(stated: Mapping[str, Any]) -> Iterator[str]:
@@ -82,8 +109,14 @@ def _of_study(stated: Mapping[str, Any]) -> Iterator[str]:
         yield from _shards("folder", arguments["folder"])
 
 
-def _of_training(path: Path, flags: Sequence[str], training_cli: Callable[..., Any]) -> Iterator[str]:
-    parsed = training_cli(["--config", str(path), *flags], run=False, instantiate=False).config
+def _of_training(
+    paths: Sequence[Path], flags: Sequence[str], training_cli: Callable[..., Any], notes: list[str]
+) -> Iterator[str]:
+    configs = [part for path in paths for part in ("--config", str(path))]
+    parsed = training_cli([*configs, *flags], run=False, instantiate=False).config
+    from cropl.commands import check_memory
+
+    notes += check_memory.told(parsed)
     lost: list[str] = []
     for part in ("model", "data"):
         arguments = parsed[part].get("init_args") or {}
