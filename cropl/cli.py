@@ -8,6 +8,7 @@ that the light ones answer without loading torch.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -110,6 +111,9 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     for message in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    if not run:  # nothing is drawn
+        logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
 
     class Command(LightningCLI):
         def _parse_ckpt_path(self) -> None:
@@ -169,6 +173,10 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
         )
     except MisconfigurationException as error:
         raise UsageError(str(error)) from error
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless" not in record.getMessage()
 
 
 def _one_line_error(parser: Any, message: str) -> None:

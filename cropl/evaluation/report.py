@@ -96,7 +96,8 @@ def plot(rows: Sequence[Row]) -> str:
     dense = None
     series: dict[str, Series] = {}
     for row in rows:
-        if row.get("control") or row.get("infeasible") or (row["budget"] is None and row["method"] != "dense"):
+        unplaced = row["budget"] is None and row["method"] not in ("dense", "plc")
+        if row.get("control") or row.get("infeasible") or unplaced:
             continue  # regions as they are have no budget, and so no line to lie on
         point = (row["tokens_kept_mean"], row["accuracy"], *row["accuracy_ci95"])
         if row["method"] == "dense":

@@ -28,7 +28,7 @@ def kinds(job: dict[str, Job]) -> dict[str, Job]:
     """Trainings that must be the same on two ranks."""
     instruction, localizer = job["instruction"], job["localizer"]
     deep = str(build_llava(instruction.out / "deep", layers=4, width=32))
-    guided = {"checkpoint": deep, "module": "tests.distributed.worlds.Guided", "options": GUIDED}
+    guided = {"checkpoint": deep, "options": GUIDED}
     return {
         "instruction": instruction,
         "localizer": localizer,
@@ -73,7 +73,7 @@ def test_two_ranks_train_as_one_process(
     kind: str, alone: dict[str, dict[str, Any]], sharded: dict[str, list[dict[str, Any]]]
 ) -> None:
     same(sharded[kind], alone[kind])
-    assert sharded[kind][0]["losses"][1] > sharded[kind][0]["losses"][4] * 1.01
+    assert sharded[kind][0]["losses"][1] > sharded[kind][0]["losses"][4] * 1.001
 
 
 @pytest.mark.parametrize("way", ["file", "saves", "from-file", "from-one"])
@@ -123,7 +123,7 @@ def test_the_first_rank_fails(job: dict[str, Job]) -> None:
 
 def test_the_command_line(tmp_path: Path) -> None:
     """Two processes that Lightning starts; then one file, and the same scores of one process."""
-    sizes = ["--data.scenes", "16", "--data.val_scenes", "4", "--data.batch_size", "2", "--model.evidence_weight", "0"]
+    sizes = ["--data.scenes", "16", "--data.val_scenes", "4", "--data.batch_size", "2"]
     quiet = ["--trainer.logger", "false", "--trainer.callbacks", "null", "--trainer.enable_progress_bar", "false"]
 
     def cropl(*args: str) -> str:

@@ -25,7 +25,6 @@ from cropl.data.writer import ShardWriter
 from cropl.datamodules.shards import ShardsDataModule
 from cropl.grid import Region
 from cropl.models.export import full_state
-from cropl.modules.instruction import InstructionModule
 from cropl.parallel import FSDP2
 from cropl.testbed.samples import samples
 
@@ -124,12 +123,6 @@ class Record(L.Callback):
     def on_validation_end(self, trainer: Any, module: Any) -> None:
         found = trainer.callback_metrics.items()
         self.scores.append({name: float(value) for name, value in found if name.startswith("val/")})
-
-
-class Guided(InstructionModule):
-    """A module whose second loss uses weights of decoder layers when their forward is over."""
-
-    lasting_units = property(lambda self: self.evidence.layers)
 
 
 class Faulty(ShardsDataModule):
