@@ -42,8 +42,8 @@ def accuracy_plot(series: Sequence[Series], dense: tuple[float, float, float, fl
 
     longer = max(0, 9 * (max(len(one.name) for one in series) - 22)) if series else 0  # names beyond the legend's room
     parts = [
-        f'<svg class="plot" viewBox="0 0 {WIDTH + longer} {HEIGHT}" role="img" aria-label="Accuracy against visual tokens kept" '
-        'xmlns="http://www.w3.org/2000/svg">'
+        f'<svg class="plot" viewBox="0 0 {WIDTH + longer} {HEIGHT}" role="img" '
+        'aria-label="Accuracy against visual tokens kept" xmlns="http://www.w3.org/2000/svg">'
     ]
     step = 0.05 if high_y - low_y <= 0.45 else 0.1
     for i in range(math.ceil(low_y / step - 1e-9), math.floor(high_y / step + 1e-9) + 1):
