@@ -35,7 +35,7 @@ ALLOWED = {
     "pruning": LEAF | {"budget", "models"},
     "benchmarks": BASE,
     "parallel": LEAF,
-    "callbacks": LEAF | {"metrics"},
+    "callbacks": LEAF | {"metrics", "parallel"},
     "datamodules": LEAF | {"data", "testbed"},
     "modules": BASE | {"models", "pruning", "parallel"},
     "evaluation": BASE | {"benchmarks", "pruning", "models"},

@@ -11,8 +11,7 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from cropl.callbacks import complete
 from cropl.callbacks.processes import gathered, together
+from cropl.parallel import data_only
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Writer:
         path = self._readable(path)
         self.trainer._checkpoint_connector._ckpt_path = str(path)  # others ask the trainer which one it is
         try:
-            with _data_only(weights_only is not False):
+            with nullcontext() if weights_only is False else data_only():
                 return self._load(path, weights_only=weights_only is not False)
         except pickle.UnpicklingError as error:
             raise ValueError(
@@ -143,17 +143,3 @@ def attach(trainer: L.Trainer) -> Writer:
 def writes_parts(strategy: Strategy) -> bool:
     """Whether each process writes its own part of a checkpoint."""
     return isinstance(strategy, ModelParallelStrategy) and bool(strategy._save_distributed_checkpoint)
-
-
-@contextmanager
-def _data_only(wanted: bool) -> Iterator[None]:
-    """Let torch.load unpickle no code, even where a library asks it to: it does, for parts of sharded checkpoints."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    if wanted:
-        os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if wanted:
-            os.environ.pop(name) if before is None else os.environ.update({name: before})

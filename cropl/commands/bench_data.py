@@ -6,7 +6,7 @@ bounds them, and how they compare. The keys are those of the recipe bench/data (
 
   cropl bench data                                    (photographs and the testbed's image processor)
   cropl bench data --processor llava-1.5              (or qwen2-vl: as published, no checkpoint is needed)
-  cropl bench data --dir shards/crop_mix --model ./llava-1.5-7b-hf --out runs/data.json
+  cropl bench data --dir shards/crop-mix --model ./llava-1.5-7b-hf --out runs/data.json
 
 It is a measurement, not a test: the exit code is 0 however slow it is.
 """

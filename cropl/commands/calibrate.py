@@ -66,7 +66,7 @@ def run(args: Sequence[str]) -> int:
         print(__doc__)
         return 0
     recipes, overrides = recipe.parse_flags(args)
-    options = _read(recipe.load(recipes, overrides))
+    options = read(recipe.load(recipes, overrides))
     out = Path(options.out)
     check_writable(out)
     if options.write is not None and Path(options.write).exists():
@@ -113,7 +113,8 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def _read(given: Mapping[str, Any]) -> Options:
+def read(given: Mapping[str, Any]) -> Options:
+    """The options of a recipe; UsageError says what is wrong with them."""
     check_keys(dict(given), [one.name for one in fields(Options)], "calibrate")
     data = given.get("data") or {}
     if not isinstance(data, Mapping):
@@ -132,22 +133,31 @@ def _read(given: Mapping[str, Any]) -> Options:
     return options
 
 
-def _questions(key: str, name: Any) -> list[Sample]:
-    """Questions with evidence, in an order that their keys decide, and only the first about each picture."""
-    from cropl.evaluation.pictures import image_key
+def source(key: str, name: Any) -> tuple[str, int | None]:
+    """Where the questions of `data.key` come from, `testbed:SPLIT` or a folder of shards, and at most how many.
 
+    Raises:
+        UsageError: it names nothing.
+    """
     name = str(name)
     head, _, count = name.rpartition(":")
     limit = int(count) if head and count.isdigit() else None
     if limit == 0:
         raise UsageError(f"calibrate: data.{key} {name}: give at least one question")
-    if name.startswith("testbed:"):
-        split = head.removeprefix("testbed:")
-        if limit is None or split not in ("train", "val", "test"):
-            raise UsageError(f"calibrate: data.{key} {name!r}: write testbed:SPLIT:COUNT, such as testbed:val:300")
-        samples: Iterable[Sample] = _of_testbed(split, limit)
-    else:
-        samples = _of_shards(name if limit is None else head)
+    if not name.startswith("testbed:"):
+        return name if limit is None else head, limit
+    if limit is None or head.removeprefix("testbed:") not in ("train", "val", "test"):
+        raise UsageError(f"calibrate: data.{key} {name!r}: write testbed:SPLIT:COUNT, such as testbed:val:300")
+    return head, limit
+
+
+def _questions(key: str, name: Any) -> list[Sample]:
+    """Questions with evidence, in an order that their keys decide, and only the first about each picture."""
+    from cropl.evaluation.pictures import image_key
+
+    where, limit = source(key, name)
+    split = where.removeprefix("testbed:")
+    samples: Iterable[Sample] = _of_shards(where) if split == where else _of_testbed(split, int(limit or 0))
     chosen: dict[str, Sample] = {}
     for sample in samples:
         chosen.setdefault(image_key(sample), sample)

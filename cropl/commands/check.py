@@ -69,6 +69,8 @@ def missing(
         yield from _of_data(stated)
     elif kind == "arms":
         yield from _of_study(stated)
+    elif kind == "max_pixels":
+        yield from _of_calibration(stated)
     elif kind == "model" and "data" in stated:
         yield from _of_training(paths, flags, training_cli, notes)
     elif not set(stated) - {"vars"}:
@@ -107,6 +109,17 @@ def _of_study(stated: Mapping[str, Any]) -> Iterator[str]:
             yield from _checkpoint(key, name)
     if "folder" in arguments:
         yield from _shards("folder", arguments["folder"])
+
+
+def _of_calibration(stated: Mapping[str, Any]) -> Iterator[str]:
+    from cropl.commands import calibrate
+
+    options = calibrate.read(stated)
+    yield from _checkpoint("localizer", options.localizer)
+    for key, name in options.data.items():
+        where, _ = calibrate.source(key, name)
+        if not where.startswith("testbed:"):
+            yield from _shards(f"data.{key}", where)
 
 
 def _of_training(

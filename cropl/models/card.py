@@ -14,6 +14,7 @@ from cropl import __version__
 _FAMILIES = {
     "llava": ("LlavaForConditionalGeneration", ["AutoProcessor"]),
     "qwen2_vl": ("Qwen2VLForConditionalGeneration", ["AutoTokenizer", "AutoImageProcessor"]),
+    "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", ["AutoTokenizer", "AutoImageProcessor"]),
 }
 
 _WITH_PLC = """from cropl import PLC, Localizer, load_vlm, pruned

@@ -91,7 +91,7 @@ class TrainingModule(L.LightningModule):
             self._keep_masters(str(trainer.precision))
         if self.activation_checkpointing or getattr(strategy, "activation_checkpointing", False):
             vlm: Any = self.vlm
-            vlm.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+            vlm.decoder.activation_checkpointing_enable({"use_reentrant": False})
             self._checkpointed = True
 
     def _keep_masters(self, precision: str) -> None:

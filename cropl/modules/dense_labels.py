@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cropl.errors import RunError
 from cropl.models.card import Card
 from cropl.models.export import write_checkpoint
 from cropl.models.vlm import load_vlm
@@ -75,6 +76,10 @@ class DenseLabelModule(TrainingModule):
         losses, scores = self._scored(*self._windows(batch)) if windowed else self._step(batch)
         self.log_dict({f"train/{k}": v for k, v in scores.items()}, batch_size=len(batch["pixels"]))
         loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise RunError(
+                f"step {self.trainer.global_step}: the loss is {float(loss)}: continue with a lower model.lr"
+            )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["pixels"]))
         return loss
 
