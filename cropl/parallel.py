@@ -39,8 +39,6 @@ class FSDP2(ModelParallelStrategy):
     Args:
         compute_dtype: of forward and backward. Weights, their updates and optimizer states are always float32, and so
             are gradients when they are added up over processes.
-        activation_checkpointing: keep only the inputs of decoder layers for backward and compute the rest again: a
-            third more time for a fraction of the memory.
         timeout_seconds: how long a process waits for the others before it gives up; loading and saving count too.
         save_distributed_checkpoint: each process writes its own part, into a folder (`cropl consolidate` makes one
             file of it); otherwise the first process collects everything and writes one file.
@@ -52,7 +50,6 @@ class FSDP2(ModelParallelStrategy):
     def __init__(
         self,
         compute_dtype: ComputeDtype = "float32",
-        activation_checkpointing: bool = False,
         timeout_seconds: int = 1800,
         save_distributed_checkpoint: bool = True,
     ) -> None:
@@ -62,7 +59,6 @@ class FSDP2(ModelParallelStrategy):
             save_distributed_checkpoint=save_distributed_checkpoint, timeout=timedelta(seconds=timeout_seconds)
         )
         self.compute_dtype: torch.dtype = getattr(torch, compute_dtype)
-        self.activation_checkpointing = activation_checkpointing
 
     def setup_environment(self) -> None:
         if self.precision_plugin.precision != "32-true":

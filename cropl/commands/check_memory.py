@@ -46,8 +46,7 @@ def told(parsed: Any) -> list[str]:
     except ValueError as error:
         return [f"memory: not estimated: {error}"]
     strategy = parsed.trainer.get("strategy")
-    recomputes = bool((getattr(strategy, "init_args", None) or {}).get("activation_checkpointing"))
-    checkpointing = bool(arguments.get("activation_checkpointing")) or recomputes
+    checkpointing = bool(arguments.get("activation_checkpointing"))
     replicated = isinstance(strategy, str) and strategy.startswith("ddp")
 
     def batch(gpus: int) -> Batch:

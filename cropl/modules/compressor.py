@@ -36,7 +36,11 @@ class CompressorModule(InstructionModule):
         instruction_regions: of all others: ``whole`` or ``predicted``.
         target: what questions with evidence boxes are trained to say: their ``answer``, or the ``coordinates`` of their
             region in answer to the localizer's prompt.
-        options: the other arguments of :class:`~cropl.modules.instruction.InstructionModule`.
+        options: the other arguments of :class:`~cropl.modules.instruction.InstructionModule`; ``stride`` and
+            ``evidence_weight`` need tokens on a grid, and are refused.
+
+    Raises:
+        ValueError: an option is unknown, the model's family cannot be pruned, or the compressor is of another width.
 
     Batches are those of :class:`~cropl.modules.instruction.InstructionModule`, with ``tokens``, the
     :class:`~cropl.grid.TokenGrid` of each picture. Each question has compressed tokens of its own, and is a document of
@@ -58,7 +62,15 @@ class CompressorModule(InstructionModule):
         lr: float = 1e-5,
         **options: Any,
     ):
+        for key, off in (("stride", 1), ("evidence_weight", 0)):
+            if options.get(key, off) != off:
+                raise ValueError(f"{key} {options[key]}: is of visual tokens on a grid, which PLC leaves")
         super().__init__(checkpoint, lr=lr, **options)
+        if not self.vlm.prunable:
+            raise ValueError(
+                f"{checkpoint} is a {self.model.config.model_type} model, which cannot answer over compressed tokens: "
+                "train PLC with a LLaVA"
+            )
         for name, given, known in (
             ("regions", regions, RegionSource), ("instruction_regions", instruction_regions, RegionSource),
             ("target", target, Target),
@@ -75,7 +87,8 @@ class CompressorModule(InstructionModule):
                     "they were not trained together"
                 )
         else:
-            config = CompressorConfig(width, queries, outside_queries, anchors, positions, unit, self._side())
+            side: int = self.vlm.side  # type: ignore[attr-defined]
+            config = CompressorConfig(width, queries, outside_queries, anchors, positions, unit, side)
             self.compressor = Compressor(config)
 
     def documents(self, batch: dict[str, Any], stride: int = 1) -> tuple[list[Shown], list[Tensor]]:
@@ -138,8 +151,3 @@ class CompressorModule(InstructionModule):
             plain.save_pretrained(folder)
 
         return write
-
-    def _side(self) -> int:
-        """Rows of tokens of a picture, over which new queries are spread: of the model's own square pictures."""
-        side = getattr(self.vlm, "side", None)
-        return int(side) if side else 16  # grids that follow the picture: those of Qwen2-VL at 448 x 448

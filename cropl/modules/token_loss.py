@@ -102,8 +102,7 @@ class TokenLossModule(TrainingModule):
         for parameter in self.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # fp16's own scaler skips what overflows
-        if self.watch.end(trainer, loss / tokens if tokens else 0.0, 0.0 if scaled else norm * scale):
+        if self.watch.end(trainer, loss / tokens if tokens else 0.0, norm * scale):
             optimizer.zero_grad()  # without gradients a step changes nothing
         if self.watch.sigma is not None:
             self.log("train/skipped_steps", float(self.watch.skipped))

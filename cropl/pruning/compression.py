@@ -35,10 +35,6 @@ class Compression(InnerLLM):
     def layers(self) -> tuple[int, ...]:
         return (0,)
 
-    @property
-    def needs_request(self) -> bool:
-        return self.method.needs_regions
-
     def keep(self, view: DecoderView) -> Tensor:
         """The first M visual positions of each row, for its M compressed tokens.
 

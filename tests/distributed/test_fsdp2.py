@@ -27,7 +27,7 @@ def two(job: dict[str, Job]) -> dict[str, list[dict[str, Any]]]:
     """On two ranks; in the end data fail on one of them, and both must stop within a minute, and say so."""
     jobs = [
         job["instruction"].on("instruction", save="sharded.ckpt"),
-        job["localizer"].on("localizer", strategy={**TIMEOUT, "activation_checkpointing": True}),
+        job["localizer"].on("localizer", options={**job["localizer"].options, "activation_checkpointing": True}),
         job["instruction"].on("bfloat16", steps=2, strategy={**TIMEOUT, "compute_dtype": "bfloat16"}),
     ]
     fault = job["instruction"].on("fault", strategy={"timeout_seconds": 1800}, fault=1)

@@ -18,7 +18,6 @@ from tests.reference.checkpoints import build_llava
 
 pytestmark = pytest.mark.slow
 WHOLE_FILE = {**TIMEOUT, "save_distributed_checkpoint": False}
-AGAIN = {**TIMEOUT, "activation_checkpointing": True}
 LORA = {"tune": "lora", "lora": {"rank": 2, "dropout": 0.0}}
 GUIDED = {"evidence_weight": 0.5, "evidence_layers": (1, 2)}
 
@@ -52,7 +51,7 @@ def sharded(kinds: dict[str, Job], alone: dict[str, dict[str, Any]]) -> dict[str
     """The same on two ranks, saved after the second step in parts and as a file, and continued from all of these."""
     again = {"localizer", "projector", "guided"}
     jobs = [
-        each.on(name, save=f"{name}.parts", strategy=AGAIN if name in again else TIMEOUT)
+        each.on(name, save=f"{name}.parts", options={**each.options, "activation_checkpointing": name in again})
         for name, each in kinds.items()
     ]
     for name in ("instruction", "localizer", "lora"):

@@ -37,3 +37,9 @@ def test_another_checkpoint_is_refused(change, says):
     change(state)
     with pytest.raises(ValueError, match=says):
         Half().on_load_checkpoint({"state_dict": state})
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "bf16-true"])
+def test_a_precision_that_would_lose_updates_or_overflow_is_refused(precision):
+    with pytest.raises(ValueError, match=f"trainer.precision {precision}.*bf16-mixed"):
+        Half()._keep_masters(precision)

@@ -52,10 +52,17 @@ def test_each_question_is_a_document_of_68_consecutive_tokens(module) -> None:
     assert len(logits) == len(targets) > 0
 
 
-@pytest.mark.parametrize("family", ["tiny_llava", "tiny_localizer"])
-def test_a_batch_trains_what_its_samples_train_alone(family, request) -> None:
+def test_what_could_not_answer_or_would_do_nothing_is_refused(tiny_llava, tiny_localizer) -> None:
+    with pytest.raises(ValueError, match="qwen2_vl model, which cannot answer over compressed tokens"):
+        CompressorModule(str(tiny_localizer))
+    for option in ({"stride": 2}, {"evidence_weight": 1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))}.*on a grid"):
+            CompressorModule(str(tiny_llava), **option)
+
+
+def test_a_batch_trains_what_its_samples_train_alone(tiny_llava) -> None:
     torch.manual_seed(0)
-    module = CompressorModule(str(request.getfixturevalue(family)))
+    module = CompressorModule(str(tiny_llava))
     module.eval()
     samples = [sample("a", (4, 4, 30, 30)), sample("b"), sample("c", (0, 0, 5, 40)), *mixed()[4:6]]
     with torch.no_grad():

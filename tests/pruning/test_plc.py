@@ -71,12 +71,16 @@ def test_a_row_does_not_depend_on_its_batch_and_beams_repeat_regions() -> None:
     for i, row in enumerate(rows):
         assert out[i, width:].tolist() == fed(model, plc, row, pixels(3)[i : i + 1], regions[i], 5)
     with pruned(model, plc, regions=regions):
-        twice = model.generate(
-            input_ids=ids, attention_mask=ids != PAD, pixel_values=pixels(3), do_sample=True, num_return_sequences=2,
-            max_new_tokens=2,
+        beams = model.generate(
+            input_ids=ids, attention_mask=ids != PAD, pixel_values=pixels(3), num_beams=2, num_return_sequences=2,
+            **GREEDY,
         )  # fmt: skip
-        model.generate(input_ids=ids, attention_mask=ids != PAD, pixel_values=pixels(3), num_beams=2, **GREEDY)
-    assert len(twice) == 6
+    for i, row in enumerate(rows):
+        with pruned(model, plc, regions=[regions[i]]):
+            alone = model.generate(
+                input_ids=row[None], pixel_values=pixels(3)[i : i + 1], num_beams=2, num_return_sequences=2, **GREEDY
+            )
+        assert torch.equal(beams[2 * i : 2 * i + 2, width:], alone[:, len(row) :])
 
 
 @torch.no_grad()
