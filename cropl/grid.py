@@ -139,7 +139,7 @@ class Region(_Immutable):
         return max(width, 0) * max(height, 0)
 
     def recall_against(self, truth: "Region") -> float:
-        """Area recall of this prediction: |truth and prediction| / |truth| (paper, section 4.4)."""
+        """Area recall of this prediction: |truth and prediction| / |truth| (paper, Appendix D.3)."""
         return self.intersection(truth) / truth.area
 
     def iou(self, other: "Region") -> float:

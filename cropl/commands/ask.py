@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropl.commands.ask_options import GROUNDING, LOCALIZER, Options, read
@@ -30,10 +33,14 @@ class Located:
 
 @dataclass
 class Answered:
-    """An answer, and the seconds of its generation with the image already encoded."""
+    """An answer, the seconds of its generation with the image already encoded, and the visual tokens of its last layer.
+
+    The tokens are None for the untouched model.
+    """
 
     text: str
     seconds: float
+    kept: int | None
 
 
 def run(args: Sequence[str]) -> int:
@@ -52,27 +59,30 @@ def run(args: Sequence[str]) -> int:
     from cropl.commands.models import open_vlm
 
     with torch.inference_mode():
+        method = _method_name(options)
         vlm = open_vlm(options.model, options.device, options.dtype)
-        layer = _layer(options, vlm)
+        layer = _layer(options, method, vlm)
         grid = vlm.inputs([image], [options.question]).grids[0]
         if isinstance(options.budget, int) and options.budget > grid.num_tokens:
             raise UsageError(
                 f"--budget {options.budget}: this image has {grid.num_tokens} visual tokens; give at most that"
             )
-        located = _locate(options, image)
-        keep = _keep(options, located.region, grid)
+        located = _locate(options, method, image)
+        keep = _keep(options, method, located.region, grid)
+        patch = _patch(options, method, layer, vlm, located.region, grid, keep)
 
         began = time.perf_counter()
         features = vlm.encode_images([image])
         encoding = time.perf_counter() - began
         inputs = vlm.inputs([image], [options.question], features)
-        _answer(vlm, inputs, None, keep, 1)  # the first forward pays for start-up, which would make dense look slow
-        dense = _answer(vlm, inputs, None, keep, options.max_new_tokens)
-        pruned = dense
-        if options.method != "dense":
-            pruned = _answer(vlm, inputs, _method(options, layer), keep, options.max_new_tokens)
+        _answer(vlm, inputs, nullcontext, 1)  # the first forward pays for start-up, which would make dense look slow
+        dense = _answer(vlm, inputs, nullcontext, options.max_new_tokens)
+        pruned = _answer(vlm, inputs, patch, options.max_new_tokens) if method != "dense" else dense
 
-    _tell(options, located, keep, layer, vlm.num_layers, pruned, dense, encoding)
+    kept = pruned.kept if pruned.kept is not None else grid.num_tokens
+    depth = "" if method == "dense" else f", from decoder layer {layer} of {vlm.num_layers} on"
+    tokens = f"{kept} of {grid.num_tokens} ({100 * kept / grid.num_tokens:.1f} %){depth}"
+    _tell(method, located, tokens, pruned, dense, encoding)
     if options.overlay is not None:
         from cropl.evaluation.overlay import draw_overlay
 
@@ -81,15 +91,33 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def _layer(options: Options, vlm: VLM) -> int:
+def _method_name(options: Options) -> str:
+    """As asked; else PLC for a model that was trained with one, and ILP for all others."""
+    from cropl.commands.models import checkpoint
+    from cropl.models.compressor import CONFIG
+
+    compresses = (Path(checkpoint(options.model)) / CONFIG).is_file()
+    method = options.method or ("plc" if compresses else "ilp")
+    if method == "plc" and not compresses:
+        raise UsageError(f"--method plc: {options.model} has no {CONFIG}; give the folder of a model trained with PLC")
+    if method == "plc" and options.budget is not None:
+        raise UsageError(
+            "--budget has no effect with --method plc: a compressor makes as many tokens as it was trained to"
+        )
+    if method != "ilp" and options.layer is not None:
+        raise UsageError(f"--layer goes with --method ilp, not with {method}")
+    return method
+
+
+def _layer(options: Options, method: str, vlm: VLM) -> int:
     """K: as given, else near the paper's 2 of 32 layers."""
     from cropl.commands.models import need_prunable
 
     total = vlm.num_layers
-    if options.method == "dense":
+    if method == "dense":
         return total
     need_prunable(vlm, options.model)
-    if options.method == "prune":
+    if method in ("prune", "plc"):
         return 0
     layer = max(1, round(total / 16)) if options.layer is None else options.layer
     if layer > total:
@@ -97,10 +125,10 @@ def _layer(options: Options, vlm: VLM) -> int:
     return layer
 
 
-def _locate(options: Options, image: Image.Image) -> Located:
+def _locate(options: Options, method: str, image: Image.Image) -> Located:
     from cropl.data.sample import Sample
 
-    origin, source = _source(options)
+    origin, source = _source(options, method)
     if source is None:
         return Located(None)
     sample = Sample(
@@ -115,12 +143,12 @@ def _locate(options: Options, image: Image.Image) -> Located:
     return Located(region, origin, seconds)
 
 
-def _source(options: Options) -> tuple[str, RegionSource | None]:
+def _source(options: Options, method: str) -> tuple[str, RegionSource | None]:
     """Where the region comes from, in words, and the source; no source for dense."""
     from cropl.commands.models import TESTBED, open_localizer, open_vlm
     from cropl.models import region_sources as sources
 
-    if options.method == "dense":
+    if method == "dense":
         return "none", None
     if options.region is not None:
         return "given", sources.Fixed(options.region)
@@ -133,54 +161,52 @@ def _source(options: Options) -> tuple[str, RegionSource | None]:
     return f"zero-shot, {name}", sources.ZeroShotGrounding(open_vlm(name, options.device, options.dtype))
 
 
-def _keep(options: Options, region: Region | None, grid: TokenGrid) -> Any:
-    """Bool (V,): which visual tokens stay; all where there is no region."""
+def _keep(options: Options, method: str, region: Region | None, grid: TokenGrid) -> Any:
+    """Bool (V,): which visual tokens stay (or, with PLC, are the region's); all where there is no region."""
     import torch
 
     from cropl.pruning import keep_mask
 
-    if region is None or options.method == "dense":
+    if region is None or method == "dense":
         return torch.ones(grid.num_tokens, dtype=torch.bool)
     return keep_mask(region, grid, options.budget)
 
 
-def _method(options: Options, layer: int) -> Any:
-    from cropl.pruning import ILP
+def _patch(
+    options: Options, method: str, layer: int, vlm: VLM, region: Region | None, grid: TokenGrid, keep: Any
+) -> Callable[[], AbstractContextManager[Any]]:
+    """What the method answers in; made anew for each answer."""
+    from cropl.commands.models import checkpoint
+    from cropl.pruning import ILP, PLC, pruned
 
-    return ILP(layer=0, positions="compact") if options.method == "prune" else ILP(layer=layer)
+    if method == "dense":
+        return nullcontext
+    if method == "plc":
+        return partial(pruned, vlm, PLC.from_pretrained(checkpoint(options.model)), regions=[region], grids=[grid])
+    chosen = ILP(layer=0, positions="compact") if method == "prune" else ILP(layer=layer)
+    return partial(pruned, vlm, chosen, keep=[keep])
 
 
-def _answer(vlm: VLM, inputs: VLMInputs, method: Any, keep: Any, max_new_tokens: int) -> Answered:
-    """One greedy answer; by the untouched model where `method` is None."""
-    from contextlib import nullcontext
-
-    from cropl.pruning import pruned
-
+def _answer(
+    vlm: VLM, inputs: VLMInputs, context: Callable[[], AbstractContextManager[Any]], max_new_tokens: int
+) -> Answered:
+    """One greedy answer."""
     began = time.perf_counter()
-    with nullcontext() if method is None else pruned(vlm, method, keep=[keep]):
+    with context() as patch:
         text = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)[0]
-    return Answered(text, time.perf_counter() - began)
+        kept = None if patch is None else int(patch.kept_B[0])
+    return Answered(text, time.perf_counter() - began, kept)
 
 
-def _tell(
-    options: Options,
-    located: Located,
-    keep: Any,
-    layer: int,
-    num_layers: int,
-    pruned: Answered,
-    dense: Answered,
-    encoding: float,
-) -> None:
-    kept, total, region = int(keep.sum()), len(keep), located.region
+def _tell(method: str, located: Located, tokens: str, pruned: Answered, dense: Answered, encoding: float) -> None:
+    region = located.region
     if region is not None:
         corners = ",".join(str(value) for value in region.as_tuple())
         print(f"region    {corners}  ({region.width} x {region.height} of 8 x 8 blocks; {located.origin})")
-    depth = f", from decoder layer {layer} of {num_layers} on" if options.method != "dense" else ""
-    print(f"tokens    {kept} of {total} ({100 * kept / total:.1f} %){depth}")
+    print(f"tokens    {tokens}")
     print(f"answer    {pruned.text}")
-    timing = f"{options.method} {1000 * pruned.seconds:.0f} ms"
-    if options.method != "dense":
+    timing = f"{method} {1000 * pruned.seconds:.0f} ms"
+    if method != "dense":
         print(f"dense     {dense.text}")
         timing += f", dense {1000 * dense.seconds:.0f} ms"
     timing += f"; encoding the image {1000 * encoding:.0f} ms"

@@ -22,6 +22,7 @@ examples:
   cropl ask sign.jpg "What word is on the red sign?" -o overlay.png
   cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf --region 2,1,5,6 --budget 64
   cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf   (zero-shot region, Qwen2-VL-2B)
+  cropl ask sign.jpg "What word is on the red sign?" --model testbed:plc
 """
 
 
@@ -37,7 +38,7 @@ class Options:
     region: Region | None
     regions: Path | None
     zero_shot: str | None
-    method: str
+    method: str | None
     layer: int | None
     budget: int | float | None
     max_new_tokens: int
@@ -61,8 +62,6 @@ def read(args: Sequence[str]) -> Options | None:
     options.overlay = None if given.overlay is None else _overlay(given.overlay)
     options.layer = None if given.layer is None else _integer("--layer", given.layer, 0)
     options.max_new_tokens = _integer("--max-new-tokens", given.max_new_tokens, 1)
-    if options.layer is not None and options.method != "ilp":
-        raise UsageError(f"--layer goes with --method ilp, not with {options.method}")
     for flag in ("budget", "localizer", "region", "regions", "zero_shot"):
         if options.method == "dense" and vars(given)[flag] is not None:
             raise UsageError(f"--{flag.replace('_', '-')} has no effect with --method dense, which keeps every token")
@@ -83,7 +82,11 @@ def _parser() -> Parser:
     where.add_argument("--region", metavar="X0,Y0,X1,Y1", help="region on the 8x8 grid, inclusive, each 0 to 7")
     where.add_argument("--regions", metavar="FILE", help="regions.jsonl with a line for this image")
     where.add_argument("--zero-shot", metavar="NAME", help=f"Qwen2-VL that grounds untrained, e.g. {GROUNDING}")
-    parser.add_argument("--method", choices=("ilp", "prune", "dense"), default="ilp")
+    parser.add_argument(
+        "--method",
+        choices=("ilp", "prune", "plc", "dense"),
+        help="(default: plc where the model has a compressor, else ilp)",
+    )
     parser.add_argument("--layer", metavar="K", help="decoder layers that see every token (default: 1 per 16 layers)")
     parser.add_argument(
         "--budget", metavar="N", help="visual tokens to keep, or a share like 0.2 (default: the region's)"

@@ -15,7 +15,7 @@ Keys, with their defaults:
   data.check       testbed:test:300    fresh questions to check on
   share            0.9                 of the questions, for which
   recall           0.9                 of the true region's blocks are to be found
-  max_pixels       null                area of the localizer's input; several in a list
+  max_pixels       null                area of the localizer's input, null the checkpoint's own; several in a list
   batch_size       16
   out              runs/calibrate
   write            null                folder for the copy of the checkpoint
@@ -89,7 +89,7 @@ def run(args: Sequence[str]) -> int:
             at = "" if size is None else f" at {size:,} pixels"
             stages.stage(f"locating{at}", len(calibration) + len(fresh))
             result = calibrate(localizer, calibration, fresh, goal, options.batch_size, stages.advance)
-            found.append({"max_pixels": size, **result})
+            found.append({"max_pixels": localizer.vlm.max_pixels, **result})
     told = {
         "localizer": options.localizer,
         "data": options.data,
@@ -108,7 +108,7 @@ def run(args: Sequence[str]) -> int:
             console.print(f"by kind of question{at}: {kinds}", highlight=False)
     console.print(f"results: {out / 'calibration.json'}, {out / 'calibration.png'}", soft_wrap=True, highlight=False)
     if options.write is not None:
-        _write(options.localizer, found[0]["readout"], Path(options.write))
+        _write(options.localizer, found[0]["readout"], localizer.vlm.max_pixels, Path(options.write))
         console.print(f"localizer: {options.write}, read with {found[0]['readout']}", soft_wrap=True, highlight=False)
     return 0
 
@@ -191,8 +191,8 @@ def _draw(key: str) -> tuple[int, str]:
     return zlib.crc32(key.encode()), key
 
 
-def _write(name: str, readout: str, target: Path) -> None:
-    """A copy of a checkpoint whose config asks for the read-out; complete or not there."""
+def _write(name: str, readout: str, max_pixels: int | None, target: Path) -> None:
+    """A copy of a checkpoint whose config asks for the read-out at that input size; complete or not there."""
     import json
 
     from huggingface_hub import snapshot_download
@@ -200,6 +200,7 @@ def _write(name: str, readout: str, target: Path) -> None:
     from cropl.commands.models import checkpoint
     from cropl.data.aside import written_aside
     from cropl.evaluation.files import write_json
+    from cropl.models.export import MAX_PIXELS_KEY
     from cropl.models.region_distribution import COVERAGE_KEY, READOUT_KEY
 
     folder = Path(checkpoint(name))
@@ -209,4 +210,4 @@ def _write(name: str, readout: str, target: Path) -> None:
         shutil.copytree(folder, aside, dirs_exist_ok=True)
         config = json.loads((aside / "config.json").read_text(encoding="utf-8"))
         config.pop(COVERAGE_KEY, None)
-        write_json(aside / "config.json", config | {READOUT_KEY: readout})
+        write_json(aside / "config.json", config | {READOUT_KEY: readout, MAX_PIXELS_KEY: max_pixels})

@@ -16,7 +16,9 @@ gathered or cast; a tenth of each GPU is left to CUDA and to what its allocator 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +70,9 @@ def missing(
     if kind == "sources":
         yield from _of_data(stated)
     elif kind == "arms":
-        yield from _of_study(stated)
+        yield from _of_study(stated, notes)
     elif kind == "max_pixels":
-        yield from _of_calibration(stated)
+        yield from _of_calibration(stated, notes)
     elif kind == "model" and "data" in stated:
         yield from _of_training(paths, flags, training_cli, notes)
     elif not set(stated) - {"vars"}:
@@ -96,7 +98,7 @@ def _of_data(stated: Mapping[str, Any]) -> Iterator[str]:
     yield from given.missing(given.open())
 
 
-def _of_study(stated: Mapping[str, Any]) -> Iterator[str]:
+def _of_study(stated: Mapping[str, Any], notes: list[str]) -> Iterator[str]:
     from cropl.evaluation.study import Study
 
     study = Study.from_config(dict(stated))
@@ -106,16 +108,16 @@ def _of_study(stated: Mapping[str, Any]) -> Iterator[str]:
     check_keys(arguments, list(inspect.signature(source).parameters), f"data {study.data['class_path']}")
     for key in ("model", "localizer"):
         if name := getattr(study, key, None):
-            yield from _checkpoint(key, name)
+            yield from _checkpoint(key, name, notes)
     if "folder" in arguments:
         yield from _shards("folder", arguments["folder"])
 
 
-def _of_calibration(stated: Mapping[str, Any]) -> Iterator[str]:
+def _of_calibration(stated: Mapping[str, Any], notes: list[str]) -> Iterator[str]:
     from cropl.commands import calibrate
 
     options = calibrate.read(stated)
-    yield from _checkpoint("localizer", options.localizer)
+    yield from _checkpoint("localizer", options.localizer, notes)
     for key, name in options.data.items():
         where, _ = calibrate.source(key, name)
         if not where.startswith("testbed:"):
@@ -135,7 +137,7 @@ def _of_training(
         arguments = parsed[part].get("init_args") or {}
         for key in ("checkpoint", "model", "localizer"):
             if isinstance(arguments.get(key), str):
-                yield from _checkpoint(f"{part}.{key}", arguments[key])
+                yield from _checkpoint(f"{part}.{key}", arguments[key], notes)
         for key in FOLDERS:
             for folder in _listed(arguments.get(key)):
                 lost += _shards(f"{part}.{key}", folder)
@@ -170,11 +172,23 @@ def _shards(key: str, folder: str) -> Iterator[str]:
     try:
         open_folder(folder)
     except ShardError as error:
-        yield f"{key}: {error}"
+        yield f"{key}: {error}{_built_by(folder) if not Path(folder).exists() else ''}"
 
 
-def _checkpoint(key: str, name: str) -> Iterator[str]:
+def _built_by(folder: str) -> str:
+    """The built-in data recipe that writes this folder, with its command; empty if none does."""
+    for name in recipe.names("data/"):
+        text = recipe.find(name).read_text(encoding="utf-8")
+        out = next((line.split()[1] for line in text.splitlines() if line.startswith("out: ")), "")
+        if fnmatch(str(Path(folder)), re.sub(r"\$\{[^}]*\}", "*", out)):
+            return f"; `cropl shards build -c {name}` writes it (`cropl show {name}` says from what)"
+    return ""
+
+
+def _checkpoint(key: str, name: str, notes: list[str]) -> Iterator[str]:
     """A name that is neither a folder nor shipped may be one on the hub: only paths can be told to be missing."""
+    from huggingface_hub import try_to_load_from_cache
+
     if name.startswith(("testbed:", "untrained:")):
         from cropl.testbed import weights
 
@@ -184,3 +198,5 @@ def _checkpoint(key: str, name: str) -> Iterator[str]:
             yield f"{key}: {error}"
     elif (name.startswith((".", "/", "~")) or name.count("/") != 1) and not Path(name).expanduser().is_dir():
         yield f"{key}: {name}: no such checkpoint folder"
+    elif not Path(name).expanduser().is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        notes.append(f"{key}: {name} is not in the local cache: the first run fetches it from the Hugging Face hub")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +11,12 @@ from torch import nn
 
 from cropl import recipe
 from cropl.models.compressor import Compressor, CompressorConfig
+from cropl.models.localizer import stored_codec
 from cropl.models.lora import train_rows
 from cropl.models.memory import RESERVE, Batch, Memory, estimate, parameters_of, trained_numbers
 from cropl.models.placement import WINDOW
-from cropl.models.qwen2_vl import DEFAULT_MAX_PIXELS
-from cropl.models.skeleton import skeleton
+from cropl.models.qwen2_vl import trained_max_pixels
+from cropl.models.skeleton import config_of, skeleton
 from cropl.models.tuning import choose_trained
 from cropl.models.vlm import VLM
 from cropl.modules.compressor import CompressorModule
@@ -82,8 +83,11 @@ def prepared(kind: type, arguments: Mapping[str, Any]) -> tuple[VLM, list[nn.Mod
     Raises:
         ValueError: the checkpoint's shapes are not known here, or an argument makes no sense.
     """
-    added = RegionCodec(arguments["codec"]).added_tokens if issubclass(kind, LocalizerModule) else ()
     name, tune = weights.resolve(arguments["checkpoint"]), arguments["tune"]
+    added: Sequence[str] = ()
+    if issubclass(kind, LocalizerModule):
+        codec = arguments["codec"]
+        added = (stored_codec(config_of(name)) if codec is None else RegionCodec(codec)).added_tokens
     vlm = skeleton(name, getattr(torch, arguments["dtype"]), added)
     choose_trained(vlm, tune, arguments["lora"], arguments["freeze_projector"])
     if added and tune != "full":
@@ -103,7 +107,8 @@ def batch_of(vlm: VLM, further: list[nn.Module], arguments: Mapping[str, Any], s
     side = getattr(vlm, "side", None)
     if side is None:
         patch = int(vlm.model.config.vision_config.patch_size) * vlm.merge
-        visual = int((arguments["model_options"] or {}).get("max_pixels", DEFAULT_MAX_PIXELS)) // patch**2
+        given = (arguments["model_options"] or {}).get("max_pixels")
+        visual = (trained_max_pixels(vlm.model.config) if given is None else int(given)) // patch**2
     else:
         visual = side * side
     kept = visual

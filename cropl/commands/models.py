@@ -53,7 +53,7 @@ def open_vlm(name: str, device: str | None = None, dtype: str | None = None, att
 def open_localizer(
     name: str, device: str | None = None, dtype: str | None = None, max_pixels: int | None = None
 ) -> Localizer:
-    """Load a trained localizer; `max_pixels` bounds the area of its input, None leaves its default."""
+    """Load a trained localizer; `max_pixels` bounds the area of its input, None takes the checkpoint's own."""
     from cropl.models.loading import load_config
     from cropl.models.localizer import FAMILIES, Localizer
 
@@ -62,9 +62,7 @@ def open_localizer(
     family = load_config(folder).model_type
     if family not in FAMILIES:
         raise UsageError(f"localizer {name}: is a {family} checkpoint; localizers are fine-tuned Qwen2-VL models")
-    if max_pixels is not None:
-        options["max_pixels"] = max_pixels
-    return Localizer.from_pretrained(folder, **options)
+    return Localizer.from_pretrained(folder, max_pixels=max_pixels, **options)
 
 
 def _quiet() -> None:

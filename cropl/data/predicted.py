@@ -1,6 +1,8 @@
-"""Regions that a localizer has predicted for the samples of shards: a file of JSON lines, beside them or elsewhere.
+"""Regions that were predicted beforehand: a file of JSON lines, and the samples of shards that they belong to.
 
-Each line is ``{"key": ..., "region": [x_min, y_min, x_max, y_max]}``, as `cropl predict` writes it.
+Each line is ``{"key": ..., "region": [x_min, y_min, x_max, y_max]}``, as `cropl predict` writes it. Instead of ``key``
+(the sample's) a line may have ``image`` (a file name, its folder is ignored) and, where an image has several questions,
+``question``. Other fields and empty lines are ignored, so predictions of other tools can be fed in.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,27 +25,52 @@ NONE = 255
 """In place of a coordinate, where a sample has no predicted region."""
 
 
-def read_regions(path: str | Path) -> dict[str, tuple[int, int, int, int]]:
-    """The regions of a file, by sample key.
+Lookup = tuple[str, ...]
+"""What a line speaks of: ``("key", KEY)``, ``("image", NAME)`` or ``("question", NAME, QUESTION)``."""
+
+
+def read_regions(path: str | Path) -> dict[Lookup, tuple[int, int, int, int]]:
+    """The regions of a file, by what they are of.
 
     Raises:
-        ValueError: the file is not there or a line is no region of a key, or repeats one; the message names it.
+        ValueError: the file is not there, a line is no such object or its region is none, or two lines speak of the
+            same; the message names the file and the line.
     """
-    found: dict[str, tuple[int, int, int, int]] = {}
+    found: dict[Lookup, tuple[int, int, int, int]] = {}
     try:
-        with open(path, encoding="utf-8", errors="replace") as lines:
+        with open(path, "rb") as lines:  # a line of text also ends at some characters that JSON allows in a question
             for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
                 try:
-                    row = json.loads(line)
-                    key, region = row["key"], Region(*row["region"]).as_tuple()
-                    if not isinstance(key, str) or key in found:
-                        raise ValueError(f"key {key!r} is {'no text' if not isinstance(key, str) else 'there twice'}")
-                except (ValueError, TypeError, KeyError, RecursionError) as error:
+                    lookup, region = _read_line(line)
+                    if lookup in found:
+                        raise ValueError(f"a second region for {' / '.join(lookup[1:])}; keep one")
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{path}: line {number} is no region of a sample: {error}") from None
-                found[key] = region
+                found[lookup] = region
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()}); {_remedy()}") from None
     return found
+
+
+def _read_line(line: bytes) -> tuple[Lookup, tuple[int, int, int, int]]:
+    row = json.loads(line)
+    if not isinstance(row, dict) or not isinstance(row.get("region"), list) or len(row["region"]) != 4:
+        raise ValueError('expected {"key" or "image": ..., "region": [x0, y0, x1, y1]}')
+    region = Region(*row["region"]).as_tuple()
+    if "key" in row:
+        return ("key", _text(row, "key")), region
+    if "image" not in row:
+        raise ValueError("has neither 'key' nor 'image', so it is unknown which question it is for")
+    image = Path(_text(row, "image")).name
+    return (("question", image, _text(row, "question")) if "question" in row else ("image", image)), region
+
+
+def _text(row: Mapping[str, Any], field: str) -> str:
+    if not isinstance(row[field], str):
+        raise ValueError(f"{field} {row[field]!r} is no text: put it in quotes")
+    return str(row[field])
 
 
 class PredictedRegions:
@@ -88,7 +116,7 @@ class PredictedRegions:
                 continue
             lost = []
             for index in range(start, end):
-                if (region := read[path].get(reader.key(index))) is not None:
+                if (region := read[path].get(("key", reader.key(index)))) is not None:
                     self.region_N4[index] = region
                 elif needed_N[index]:
                     lost.append(index)

@@ -22,6 +22,7 @@ from cropl.errors import UsageError
 from cropl.evaluation.pictures import displayed
 from cropl.grid import GRID, Region, TokenGrid
 from cropl.metrics.area import AreaRecall
+from cropl.models.placement import region_span
 from cropl.models.region_distribution import Readout, RegionDistribution
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Row:
         covered: share of the questions for which the goal's recall is reached.
         low, high: 95 % interval of that (Wilson's, for independent questions).
         scores: see :func:`~cropl.metrics.area.area_scores`.
-        tokens: mean visual tokens of the region, of LLaVA-1.5's 576.
+        tokens: mean visual tokens that ILP keeps of LLaVA-1.5's 576 without a budget; the full region keeps them all.
         kinds: `covered` for each kind of question.
     """
 
@@ -137,7 +138,7 @@ def measure(readout: Readout, known: RegionDistribution, samples: Sequence[Sampl
     tokens = [
         (r1 - r0) * (c1 - c0)
         for region, sample in zip(regions, samples)
-        for r0, r1, c0, c1 in [TokenGrid.padded_square(SIDE, sample.width, sample.height).span(region)]
+        for r0, r1, c0, c1 in [region_span(region, TokenGrid.padded_square(SIDE, sample.width, sample.height))]
     ]
     kinds = {
         kind: sum(mine) / len(mine)
@@ -185,7 +186,7 @@ def calibrate(
         "greedy",
         "most_probable",
         localizer.readout,
-        f"expected_recall:{min(goal.recall, 1)}",
+        f"expected_recall:{goal.recall}",
         fitted,
     ]
     readouts = list(dict.fromkeys(Readout.parse(each) for each in listed))

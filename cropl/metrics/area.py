@@ -1,4 +1,4 @@
-"""Area-based recall of predicted regions (paper, section 4.4 and Table 9), exact at any size and precision.
+"""Area-based recall of predicted regions (paper, Appendix D.3 and Table 9), exact at any size and precision.
 
 Recall of one question is |GT and Pred| / |GT| in blocks of the 8x8 grid; the scores are its mean over questions and the
 shares of questions strictly above 0.5, 0.7 and 0.9. Precision is |GT and Pred| / |Pred|, and IoU has the union below.

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -86,21 +87,20 @@ class Compressor(nn.Module):
         """Read what :meth:`save_pretrained` wrote.
 
         Raises:
-            ValueError: the folder holds no compressor, or its weights do not fit its config.
+            ValueError: the folder holds no compressor, a file is damaged, or the weights do not fit the config.
         """
-        folder = Path(folder)
+        file = Path(folder) / CONFIG
         try:
-            config = CompressorConfig(**json.loads((folder / CONFIG).read_text()))
-            made = cls(config)
-            made.load_state_dict(load_file(folder / WEIGHTS))
-        except FileNotFoundError as error:
+            made = cls(CompressorConfig(**json.loads(file.read_bytes())))
+            file = Path(folder) / WEIGHTS
+            made.load_state_dict(load_file(file))
+        except FileNotFoundError:
             raise ValueError(
-                f"{folder}: no {Path(str(error.filename)).name}: it is no exported PLC "
-                "(train one with `cropl fit -c testbed/plc`)"
+                f"{folder}: no {file.name}: it is no exported PLC (train one with `cropl fit -c testbed/plc`)"
             ) from None
-        except (TypeError, json.JSONDecodeError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(
-                f"{folder}: its compressor cannot be read: {' '.join(str(error).split())[:280]}"
+                f"{file}: the compressor cannot be read: {' '.join(str(error).split())[:280]}; export it again"
             ) from error
         return made.eval()
 

@@ -21,6 +21,8 @@ from cropl.models.vlm import VLM
 
 SYSTEM_KEY = "cropl_system"
 """In a checkpoint's config: whether LLaVA's prompts begin with the system sentence."""
+MAX_PIXELS_KEY = "cropl_max_pixels"
+"""In a checkpoint's config: the greatest area of a picture that Qwen2-VL was trained to see."""
 
 
 def write_checkpoint(
@@ -78,6 +80,8 @@ def plain_model(vlm: VLM, dtype: str | torch.dtype | None = None) -> PreTrainedM
     config = copy.deepcopy(vlm.model.config)
     if (system := getattr(vlm, "system", None)) is not None:
         setattr(config, SYSTEM_KEY, bool(system))
+    if vlm.max_pixels is not None:
+        setattr(config, MAX_PIXELS_KEY, vlm.max_pixels)
     made: Any = vlm.model_class
     with torch.device("meta"):
         plain: PreTrainedModel = made(config)

@@ -13,13 +13,15 @@ from cropl.grid import GRID, Region
 from cropl.models.coordinates import decode, distribution, prefill
 from cropl.models.inputs import VLMInputs
 from cropl.models.loading import load_config
-from cropl.models.qwen2_vl import DEFAULT_MAX_PIXELS
 from cropl.models.region_distribution import Readout, RegionDistribution
 from cropl.models.vlm import VLM, family
 from cropl.prompt import RegionCodec, localizer_prompt
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 """Model types that localizers are fine-tuned from."""
+
+CODEC_KEY = "region_codec"
+"""In a checkpoint's config: how its regions are written."""
 
 MAX_NEW_TOKENS = 12
 """Of free decoding, for an answer such as `2 1 5 2.`."""
@@ -30,20 +32,20 @@ class Localizer:
 
     Args:
         vlm: the fine-tuned model; with the ``tokens`` codec its tokenizer knows the 16 coordinate tokens.
-        codec: how a region is written.
+        codec: how a region is written. None takes the checkpoint's own, else ``tokens``.
         readout: how one region is read off what the model holds probable, see
             :class:`~cropl.models.region_distribution.Readout`: ``greedy`` as the paper does, ``most_probable``,
             ``coverage:LEVEL`` or ``expected_recall:LEVEL``. None takes the checkpoint's own, else ``greedy``.
 
     Raises:
-        ValueError: the tokenizer lacks the codec's tokens; there is no such read-out, or the codec ``digits`` is to be
-            read in another way than greedily.
+        ValueError: the tokenizer lacks the codec's tokens; there is no such read-out or codec, or the codec ``digits``
+            is to be read in another way than greedily.
 
     ``fallbacks`` counts the answers that were no region (free decoding only); those become the full region.
     """
 
     def __init__(self, vlm: VLM, codec: RegionCodec | None = None, readout: Readout | str | None = None) -> None:
-        self.vlm, self.codec = vlm, codec or RegionCodec()
+        self.vlm, self.codec = vlm, codec or stored_codec(vlm.model.config)
         self.readout = choose_readout(readout, vlm.model.config, self.codec)
         self.fallbacks = 0
         tokenizer = vlm.processor.tokenizer
@@ -60,11 +62,11 @@ class Localizer:
         cls,
         name_or_path: str,
         codec: RegionCodec | None = None,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        max_pixels: int | None = None,
         readout: Readout | str | None = None,
         **options: Any,
     ) -> Localizer:
-        """Load a localizer's checkpoint folder or hub name; options as for `VLM.from_pretrained`."""
+        """Load a localizer's checkpoint folder or hub name; options as for `Qwen2VLVLM.from_pretrained`."""
         kind = load_config(name_or_path).model_type
         if kind not in FAMILIES:
             raise ValueError(
@@ -111,6 +113,19 @@ class Localizer:
         regions = [self.codec.decode(t) for t in self.vlm.processor.batch_decode(ids_BS[:, start:])]
         self.fallbacks += regions.count(None)
         return [region or Region.full() for region in regions]
+
+
+def stored_codec(config: Any) -> RegionCodec:
+    """The codec that a checkpoint's config asks for; ``tokens`` where it says nothing.
+
+    Raises:
+        ValueError: there is no such one.
+    """
+    style: Any = getattr(config, CODEC_KEY, None)
+    try:
+        return RegionCodec() if style is None else RegionCodec(style)
+    except ValueError as error:
+        raise ValueError(f"{CODEC_KEY} in a localizer's config.json: {error}") from None
 
 
 def choose_readout(readout: Readout | str | None, config: Any, codec: RegionCodec) -> Readout:

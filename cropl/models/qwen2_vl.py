@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, Qwen2VLForConditionalGeneration
 
 from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
+from cropl.models.export import MAX_PIXELS_KEY
 from cropl.models.frozen import frozen_without_graph
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
 from cropl.models.loading import load_config, load_image_processor, load_model, load_tokenizer
@@ -93,6 +94,20 @@ def _message(role: str, text: str, image: bool = False) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "image"}, *content] if image else content}
 
 
+def trained_max_pixels(config: Any) -> int:
+    """The size that a checkpoint's config asks for; `DEFAULT_MAX_PIXELS` where it says nothing.
+
+    Raises:
+        ValueError: what it asks for is none.
+    """
+    size = getattr(config, MAX_PIXELS_KEY, None)
+    if size is None:
+        return DEFAULT_MAX_PIXELS
+    if type(size) is not int or size < 1:
+        raise ValueError(f"{MAX_PIXELS_KEY} in the checkpoint's config.json is {size!r}: give a number of pixels")
+    return size
+
+
 class Qwen2VLVLM(VLM):
     """Qwen2-VL with its merged, dynamic token grid."""
 
@@ -104,16 +119,26 @@ class Qwen2VLVLM(VLM):
         name_or_path: str,
         dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
+        max_pixels: int | None = None,
         **model_options: Any,
     ) -> Self:
+        """As `VLM.from_pretrained`; `max_pixels` as for `QwenProcessor`, None as the checkpoint was trained.
+
+        Raises:
+            ValueError: it is another family's checkpoint, or its config names no such size.
+        """
         config: Any = cls.model_class.config_class
         model_type, needed = load_config(name_or_path).model_type, config.model_type
         if model_type != needed:
             raise ValueError(f"{name_or_path}: this is a {model_type!r} model, and a {needed!r} one is needed")
         model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
-        processor = QwenProcessor(load_image_processor(name_or_path), load_tokenizer(name_or_path), max_pixels)
-        return cls(model, processor)
+        size = trained_max_pixels(model.config) if max_pixels is None else max_pixels
+        return cls(model, QwenProcessor(load_image_processor(name_or_path), load_tokenizer(name_or_path), size))
+
+    @property
+    def max_pixels(self) -> int | None:
+        """See `VLM`; None without a processor."""
+        return None if self.processor is None else int(self.processor.size["longest_edge"])
 
     @property
     def merge(self) -> int:

@@ -7,15 +7,15 @@ Table 10.
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from PIL import Image
 
+from cropl.data.predicted import read_regions
 from cropl.grid import Region
 
 if TYPE_CHECKING:
@@ -148,33 +148,17 @@ class Remembered:
 
 
 class FromFile:
-    """Regions from a `regions.jsonl`: one JSON object a line, `{"key": ..., "region": [x0, y0, x1, y1]}`.
-
-    Instead of `key` (the sample's), a line may have `image` (a file name, its folder is ignored) and, where an image
-    has several questions, `question`. Unknown fields are ignored, so predictions of other tools can be fed in.
+    """Regions from a `regions.jsonl`, see :mod:`cropl.data.predicted`: found by key, else by image and question.
 
     Raises:
-        ValueError: a line is no such object, its region is invalid, or two lines speak of the same question; the file
-            and the line are named. Also when a question is in no line.
+        ValueError: as :func:`~cropl.data.predicted.read_regions`. Also when a question is in no line.
     """
 
     name = "file"
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._regions: dict[tuple[str, ...], Region] = {}
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(), start=1):
-            if not line.strip():
-                continue
-            where = f"{self.path}:{number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON: {error.msg}") from None
-            lookup, region = _read_line(record, where)
-            if lookup in self._regions:
-                raise ValueError(f"{where}: a second region for {' / '.join(lookup[1:])}; keep one")
-            self._regions[lookup] = region
+        self._regions = read_regions(path)
 
     def __call__(
         self, images: Images, questions: Sequence[str], samples: Sequence[Sample] | None = None
@@ -185,23 +169,8 @@ class FromFile:
         image = Path(sample.image).name if isinstance(sample.image, (str, Path)) else sample.key
         for lookup in (("key", sample.key), ("question", image, sample.question), ("image", image)):
             if lookup in self._regions:
-                return self._regions[lookup]
+                return Region(*self._regions[lookup])
         raise ValueError(f"{self.path}: no region for key {sample.key!r}, image {image!r}; add a line for it")
-
-
-def _read_line(record: Any, where: str) -> tuple[tuple[str, ...], Region]:
-    if not isinstance(record, dict) or not isinstance(record.get("region"), list) or len(record["region"]) != 4:
-        raise ValueError(f'{where}: expected {{"key" or "image": ..., "region": [x0, y0, x1, y1]}}')
-    try:
-        region = Region(*record["region"])
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-    if "key" in record:
-        return ("key", str(record["key"])), region
-    if "image" not in record:
-        raise ValueError(f"{where}: has neither 'key' nor 'image', so it is unknown which question it is for")
-    image = Path(str(record["image"])).name
-    return (("question", image, str(record["question"])) if "question" in record else ("image", image)), region
 
 
 def parse_grounding(text: str) -> Region | None:

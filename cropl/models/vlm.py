@@ -125,6 +125,11 @@ class VLM(ABC):
         return 1
 
     @property
+    def max_pixels(self) -> int | None:
+        """Upper bound of the area of a picture as the tower sees it; None where the family knows none."""
+        return None
+
+    @property
     def tokenizer(self) -> Any:
         """The processor's tokenizer."""
         return self._needs_processor().tokenizer

@@ -14,7 +14,7 @@ from cropl.data.sample import Sample
 from cropl.grid import GRID, Region
 from cropl.metrics.area import AreaRecallBySource
 from cropl.models.coordinates import Prompts, decode, decode_freely, distribution, prefill_packed
-from cropl.models.localizer import MAX_NEW_TOKENS, choose_readout
+from cropl.models.localizer import CODEC_KEY, MAX_NEW_TOKENS, choose_readout, stored_codec
 from cropl.models.lora import train_rows
 from cropl.modules.documents import pictures_of
 from cropl.modules.instruction import InstructionModule
@@ -41,7 +41,8 @@ class LocalizerModule(InstructionModule):
 
     Args:
         checkpoint: folder or name of the Qwen2-VL or Qwen2.5-VL model to start from.
-        codec: ``tokens`` (16 added coordinate tokens, new rows of the embedding table) or ``digits``.
+        codec: ``tokens`` (16 added coordinate tokens, new rows of the embedding table) or ``digits``; None is what
+            ``checkpoint`` has, else ``tokens``.
         readout: of validation, prediction and the exported checkpoint, see
             :class:`~cropl.models.localizer.Localizer`; None is what ``checkpoint`` has, else ``greedy``.
         options: the other arguments of :class:`InstructionModule`. With ``tune: lora`` the coordinate tokens' rows of
@@ -56,19 +57,20 @@ class LocalizerModule(InstructionModule):
     def __init__(
         self,
         checkpoint: str,
-        codec: Literal["tokens", "digits"] = "tokens",
+        codec: Literal["tokens", "digits"] | None = None,
         readout: str | None = None,
         lr: float = 2e-5,
         **options: Any,
     ):
         super().__init__(checkpoint, lr=lr, **options)
-        self.codec = RegionCodec(codec)
+        self.codec = stored_codec(self.model.config) if codec is None else RegionCodec(codec)
         if add_tokens(self.model, self.tokenizer, self.codec.added_tokens):
             lay_out_coordinates(self.model, self.coordinate_ids())
         if self.tune != "full" and self.codec.added_tokens:
             train_rows(self.vlm, self.coordinate_ids().flatten())
         self.readout = choose_readout(readout, self.model.config, self.codec)
         self.readout.store(self.model.config)
+        setattr(self.model.config, CODEC_KEY, self.codec.style)
         self.recall = AreaRecallBySource()
 
     def as_turn(self, row: dict[str, Any], image: bool) -> Turn:
@@ -208,10 +210,10 @@ def add_tokens(model: Any, tokenizer: Any, tokens: Any) -> bool:
 def lay_out_coordinates(model: Any, ids_2G: Tensor) -> None:
     """Start the rows of coordinates 0..7 on a parabola, so that a position is decoded by a linear map.
 
-    Row i of an axis is the common start plus ``i u - (i^2 / 2) v`` for two random directions of the axis. A hidden
-    state with ``h u = s c`` and ``h v = s`` then gives the logit ``-s / 2 (i - c)^2`` up to a constant: the coordinate
-    nearest to c wins, and c is a linear function of what the tower knows of a box. From unordered rows the decoder has
-    to learn eight thresholds per side.
+    Row i of an axis, counted from its middle (-3.5 to 3.5), is the common start plus ``i u - (i^2 - m) / 4 v`` for two
+    random directions of the axis and the mean m of all i^2. A hidden state with ``h u = s c`` and ``h v = 2 s`` then
+    gives the logit ``-s / 2 (i - c)^2`` up to a constant: the coordinate nearest to c wins, and c is a linear function
+    of what the tower knows of a box. From unordered rows the decoder has to learn eight thresholds per side.
     """
     step_G = torch.arange(GRID) - (GRID - 1) / 2
     for table in {id(t): t for t in (model.get_input_embeddings(), model.get_output_embeddings())}.values():

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cropl.grid import Region, TokenGrid
-from cropl.models.compressor import Compressor
+from cropl.models.compressor import CONFIG, WEIGHTS, Compressor
 from cropl.pruning.base import PreLLM
 
 
@@ -21,7 +21,7 @@ class PLC(PreLLM):
     """
 
     def __init__(self, compressor: Compressor | str | Path) -> None:
-        self.compressor = compressor if isinstance(compressor, Compressor) else _loaded(str(compressor))
+        self.compressor = compressor if isinstance(compressor, Compressor) else _current(Path(compressor))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PLC:
@@ -48,6 +48,12 @@ class PLC(PreLLM):
         return self.compressor.to(features[0].device)(features, grids, regions)
 
 
+def _current(folder: Path) -> Compressor:
+    """The compressor in a folder: loaded once, as a study asks for it in every batch, and anew when it was replaced."""
+    stats = [path.stat() for path in (folder / CONFIG, folder / WEIGHTS) if path.exists()]
+    return _loaded(folder, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+
+
 @lru_cache(maxsize=8)
-def _loaded(folder: str) -> Compressor:
+def _loaded(folder: Path, version: tuple[tuple[int, int], ...]) -> Compressor:
     return Compressor.from_pretrained(folder)

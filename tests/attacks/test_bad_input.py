@@ -96,7 +96,7 @@ def test_empty_question(files, capsys, question):
         (["--region", "0,0,1,1", "--layer", "4"], "give 0 to 3"),
         (["--region", "0,0,1,1", "--budget", "145"], "144 visual tokens"),
         (["--regions", "regions.jsonl"], "no region for"),
-        (["--regions", "broken.jsonl"], "broken.jsonl:1"),
+        (["--regions", "broken.jsonl"], "broken.jsonl: line 1"),
         (["--region", "0,0,1,1", "--device", "cuda:99"], "cuda:99"),
         (["--region", "0,0,1,1", "--dtype", "int3"], "int3"),
     ],

@@ -58,7 +58,9 @@ def check(out):
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["key"] for row in rows] == [f"s{number:04d}" for number in range(COUNT)]
     assert [row["prediction"] for row in rows] == [f"é {number}" for number in range(COUNT)]
-    assert read_regions(out / "regions.jsonl") == {f"s{number:04d}": (0, 0, number, 7) for number in (0, 2, 4, 6)}
+    assert read_regions(out / "regions.jsonl") == {
+        ("key", f"s{number:04d}"): (0, 0, number, 7) for number in (0, 2, 4, 6)
+    }
 
 
 def test_every_sample_is_written_once(folder, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -66,3 +67,24 @@ def test_a_regions_file(ask, tmp_path):
 def test_help(capsys):
     assert main(["ask", "--help"]) == 0
     assert "--zero-shot" in capsys.readouterr().out
+
+
+def test_a_model_with_a_compressor_compresses(tiny_llava, tmp_path, photo, capsys):
+    from cropl.models.compressor import Compressor, CompressorConfig
+    from cropl.models.loading import load_config
+
+    folder = shutil.copytree(tiny_llava, tmp_path / "plc")
+    width = load_config(str(folder)).text_config.hidden_size
+    Compressor(CompressorConfig(width, 9, 2, anchors=False, side=12)).save_pretrained(folder)
+    args = ["ask", photo, "What color is it?", "--model", str(folder), "--region", "2,1,4,3", "--max-new-tokens", "2"]
+    assert main(args) == 0
+    told = capsys.readouterr().out
+    assert "tokens    11 of 144" in told and "timing    plc" in told
+    assert main([*args, "--method", "ilp"]) == 0 and "144 of 144" not in capsys.readouterr().out
+    for wrong, says in (
+        (["--budget", "4"], "--budget has no effect"),
+        (["--layer", "1"], "--layer goes with --method"),
+    ):
+        assert main([*args, *wrong]) == 2 and says in capsys.readouterr().err
+    assert main([*args[:4], tiny_llava, *args[5:], "--method", "plc"]) == 2
+    assert "has no compressor.json" in capsys.readouterr().err

@@ -142,3 +142,17 @@ def test_check_names_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--vars.root", "x"]) == 2
     assert main(["check", "data/gqua"]) == 2
     assert "did you mean 'data/gqa'" in capsys.readouterr().err
+
+
+def test_what_fetches_or_writes_what_is_missing_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "compressor/projector_only"]) == 1
+    told = capsys.readouterr().out
+    assert (
+        "data.localization: shards/viscot-33k: no such folder of shards; `cropl shards build -c data/viscot_33k`"
+        in told
+    )
+    assert "data.val_dir: shards/viscot-benchmark-textvqa" in told and "-c data/viscot_benchmark`" in told
+    assert "model.checkpoint: llava-hf/llava-1.5-7b-hf is not in the local cache" in told

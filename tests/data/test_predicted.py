@@ -14,6 +14,7 @@ from cropl.data.predicted import read_regions
 from cropl.data.writer import ShardWriter
 from cropl.datamodules.shards import ShardsDataModule
 from cropl.grid import Region
+from cropl.models.region_sources import FromFile
 from cropl.models.vlm import load_vlm
 from tests.data.conftest import make_sample
 from tests.reference.checkpoints import tiny_llava as tiny_llava
@@ -110,13 +111,30 @@ def test_other_regions_are_other_data(folders: dict[str, str], tmp_path: Path) -
         "not json", '{"key": "a"}', '{"key": "a", "region": [0, 0, 8, 7]}', '{"key": "a", "region": [5, 0, 4, 7]}',
         '{"key": 3, "region": [0, 0, 7, 7]}', '{"key": "first", "region": [0, 0, 7, 7]}', "[1]", "3",
         '{"key": "a", "region": [0, 0, 7.5, 7]}', '{"key": "a", "region": null}', "[" * 100000,
+        '{"region": [0, 0, 7, 7]}', '{"image": 3, "region": [0, 0, 7, 7]}', '{"key": "\udcff", "region": [0, 0, 7, 7]}',
     ],
 )  # fmt: skip
-def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+def test_a_damaged_line_is_named_whoever_reads_it(tmp_path: Path, line: str) -> None:
     path = tmp_path / "regions.jsonl"
-    path.write_text('{"key": "first", "region": [0, 0, 7, 7]}\n' + line + "\n")
-    with pytest.raises(ValueError, match="regions.jsonl: line 2 is no region of a sample"):
-        read_regions(path)
+    whole = '{"key": "first", "region": [0, 0, 7, 7]}\n' + line + "\n"
+    path.write_text(whole, encoding="utf-8", errors="surrogateescape")
+    for read in (read_regions, FromFile):
+        with pytest.raises(ValueError, match="regions.jsonl: line 2 is no region of a sample"):
+            read(path)
+
+
+def test_what_a_file_may_hold_it_may_hold_everywhere(folders: dict[str, str], tmp_path: Path) -> None:
+    """Empty lines, lines of images, a question with a line separator, and the mark at a file's start."""
+    path = tmp_path / "regions.jsonl"
+    write(path, [0, 2, 3, 4])
+    asked = json.dumps({"image": "a/b.jpg", "question": "one\u2028two?", "region": [1, 2, 3, 4]}, ensure_ascii=False)
+    path.write_text(f"\ufeff{path.read_text()}\n \n{asked}\n", encoding="utf-8")
+    module = data(folders, str(path))
+    module.setup("fit")
+    assert module.predicted["train"].region_N4[3].tolist() == [3, 0, 7, 7]
+    assert read_regions(path)["question", "b.jpg", "one\u2028two?"] == (1, 2, 3, 4)
+    sample = replace(make_sample(9), key="x", image=Path("c/b.jpg"), question="one\u2028two?")
+    assert FromFile(path)([], [], [sample]) == [Region(1, 2, 3, 4)]
 
 
 def test_a_missing_file_is_told_with_the_command(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 
 from cropl.cli import main
 from cropl.errors import UsageError
-from cropl.evaluation.calibrate import Goal, calibrate, fit_level, least_level, wilson
+from cropl.evaluation.calibrate import Goal, calibrate, fit_level, least_level, measure, wilson
 from cropl.evaluation.calibration_report import draw, guarantee, table
-from cropl.grid import Region
+from cropl.grid import Region, TokenGrid
 from cropl.models.localizer import Localizer
-from cropl.models.region_distribution import RegionDistribution
+from cropl.models.region_distribution import Readout, RegionDistribution
+from cropl.pruning import keep_mask
 from cropl.testbed.samples import samples
 
 
@@ -142,6 +144,35 @@ def test_the_command_writes_what_it_finds(tiny_localizer, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+def test_a_level_is_written_with_the_size_that_it_was_fitted_at(tiny_localizer, tmp_path):
+    flags = ["--localizer", tiny_localizer, "--data.calibrate", "testbed:val:9", "--data.check", "testbed:test:1"]
+    at = ["--max_pixels", "20000", "--write", str(tmp_path / "copy"), "--out", str(tmp_path / "out")]
+    assert main(["calibrate", *flags, *at]) == 0
+    (run,) = json.loads((tmp_path / "out/calibration.json").read_text())["runs"]
+    assert run["max_pixels"] == 20000 < Localizer.from_pretrained(tiny_localizer).vlm.max_pixels
+    assert Localizer.from_pretrained(str(tmp_path / "copy")).vlm.max_pixels == 20000
+    assert main(["calibrate", "--localizer", str(tmp_path / "copy"), *flags[2:], "--out", str(tmp_path / "again")]) == 0
+    (again,) = json.loads((tmp_path / "again/calibration.json").read_text())["runs"]
+    assert (again["level"], again["max_pixels"]) == (run["level"], 20000)
+
+
+@pytest.mark.parametrize("readout", ["greedy", "expected_recall:0.6", "expected_recall:1"])
+def test_tokens_are_those_that_ilp_keeps(readout):
+    """The full region keeps the padding of a wide or tall picture too."""
+    known = distributions(6, 3)
+    asked = [
+        replace(sample, width=width, height=height)
+        for sample, (width, height) in zip(samples("test", 6), [(640, 320), (320, 640), (500, 500)] * 2, strict=True)
+    ]
+    row = measure(Readout.parse(readout), known, asked, Goal())
+    kept = [
+        int(keep_mask(region, TokenGrid.padded_square(24, sample.width, sample.height), None).sum())
+        for region, sample in zip(known.read(readout), asked)
+    ]
+    assert row.tokens == sum(kept) / 6
+    assert (row.tokens == 576) == (readout == "expected_recall:1")
+
+
 def test_questions_of_shards_come_once_for_each_picture(tmp_path):
     from cropl.commands.calibrate import _questions
     from cropl.data.writer import ShardWriter
@@ -182,7 +213,7 @@ def test_a_slip_is_one_line(flags, said, tmp_path, capsys):
 
 def test_the_shipped_recipe_is_read():
     from cropl import recipe
-    from cropl.commands.calibrate import _read
+    from cropl.commands.calibrate import read
 
-    options = _read(recipe.load(["evaluate/localizer_resolution"]))
+    options = read(recipe.load(["evaluate/localizer_resolution"]))
     assert options.max_pixels == [18432, 24576, 36864] and set(options.data) == {"calibrate", "check"}

@@ -155,3 +155,19 @@ def test_bad_configs_and_files_are_named(tmp_path) -> None:
         Compressor.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="5 x 5 grid"):
         made()([torch.zeros(24, WIDTH)], [TokenGrid.padded_square(5, 9, 9)], [Region.full()])
+
+
+@pytest.mark.parametrize("file", ["compressor.json", "compressor.safetensors"])
+def test_a_damaged_file_is_named(tmp_path, file) -> None:
+    made().float().save_pretrained(tmp_path)
+    path = tmp_path / file
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:4], whole[:100], whole[:-10], b"\xff\xfe{}", b"[]", b'{"width": 16, "queries": 0}'):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{file}: the compressor cannot be read: ."):
+            Compressor.from_pretrained(tmp_path)
+    path.write_bytes(whole)
+    assert Compressor.from_pretrained(tmp_path)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"no {file}: it is no exported PLC"):
+        Compressor.from_pretrained(tmp_path)

@@ -105,7 +105,7 @@ def test_file_finds_by_key_question_and_image(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "not JSON"),
+        ("{", "Expecting"),
         ("[]", "expected"),
         ('{"key": "k"}', "expected"),
         ('{"key": "k", "region": [0, 0, 8, 1]}', "0 to 7"),
@@ -119,7 +119,7 @@ def test_file_finds_by_key_question_and_image(tmp_path):
 def test_file_errors_name_the_line(tmp_path, line, says):
     path = tmp_path / "regions.jsonl"
     path.write_text(line)
-    with pytest.raises(ValueError, match=rf"regions.jsonl:[12]: .*{says}"):
+    with pytest.raises(ValueError, match=rf"regions.jsonl: line [12] .*{says}"):
         sources.FromFile(path)
 
 

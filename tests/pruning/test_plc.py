@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -162,3 +164,19 @@ def test_methods_may_follow_one_another_on_one_model() -> None:
         with pruned(model, method, regions=[SMALL]) as patch:
             model(input_ids=row, pixel_values=pixels(1))
         assert patch.kept_B is not None and patch.kept_B.tolist() == [kept]
+
+
+def test_a_folder_is_read_once_and_again_when_it_was_replaced(tmp_path) -> None:
+    first, second = compressor(seed=0).float(), compressor(seed=1).float()
+    first.save_pretrained(tmp_path)
+    found = PLC(tmp_path).compressor
+    assert PLC(str(tmp_path)).compressor is found
+    second.save_pretrained(tmp_path)
+    for number, path in enumerate(sorted(tmp_path.iterdir())):
+        os.utime(path, (number, number))  # as after an hour of training, however coarse the file system's clock
+    again = PLC(tmp_path).compressor
+    assert torch.equal(found.inner.content, first.inner.content)
+    assert torch.equal(again.inner.content, second.inner.content) and PLC(tmp_path).compressor is again
+    (tmp_path / "compressor.json").unlink()
+    with pytest.raises(ValueError, match="no compressor.json"):
+        PLC(tmp_path)
