@@ -83,6 +83,10 @@ def _train(args: list[str]) -> int:
         training_cli(args)
     except OmegaConfBaseException as error:
         raise UsageError(f"the recipe does not resolve: {error}") from None
+    except ValueError as error:
+        if (said := _of_the_class(str(error))) == str(error):
+            raise
+        raise UsageError(said) from error
     except SystemExit as end:  # jsonargparse has already printed what is wrong
         return int(end.code or 0)
     return 0
@@ -102,10 +106,12 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
     import lightning.pytorch as pl
     from jsonargparse import set_parsing_settings
     from lightning.pytorch.callbacks import Checkpoint as AnyCheckpoint
+    from lightning.pytorch.callbacks import ProgressBar
     from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     import cropl.parallel  # noqa: F401  it makes the strategy fsdp2 known
+    from cropl.callbacks import complete
     from cropl.callbacks.checkpoint import Checkpoint
 
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -134,6 +140,8 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
             given = self._get(self.config_init, "trainer", default={})
             callbacks = given.get("callbacks") or []
             callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+            if given.get("enable_progress_bar") is False:  # Lightning would refuse the recipe's
+                callbacks = kwargs["callbacks"] = [each for each in callbacks if not isinstance(each, ProgressBar)]
             if given.get("enable_checkpointing") is not False and not any(
                 isinstance(each, AnyCheckpoint) for each in callbacks
             ):
@@ -149,14 +157,19 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
         def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
             kwargs = super()._prepare_subcommand_kwargs(subcommand)
             if subcommand == "fit" and int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # requeued: the same command
-                kwargs["ckpt_path"] = kwargs.get("ckpt_path") or "last"
+                own = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, Checkpoint)]
+                got_further = any(complete.complete(each.folder(self.trainer)) for each in own)
+                kwargs["ckpt_path"] = (None if got_further else kwargs.get("ckpt_path")) or "last"
             return kwargs
 
     class SaveConfig(SaveConfigCallback):
         def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+            """Nothing yet: a run that is refused, or trains nothing, leaves the recipe that is there."""
+
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             """The resolved recipe goes beside the logs and checkpoints, never into the working directory."""
             if trainer.logger is not None:
-                super().setup(trainer, pl_module, stage)
+                super().setup(trainer, pl_module, "fit")
 
     try:
         return Command(
@@ -181,11 +194,16 @@ def _is_no_advertisement(record: logging.LogRecord) -> bool:
 
 def _one_line_error(parser: Any, message: str) -> None:
     """jsonargparse prints its whole usage before an error; one line with the key is what helps."""
-    text = " ".join(str(message).split())
-    if "Union subtypes" in text:  # model and data may also be None: what the class itself said is in the middle
-        text = text.partition("Errors: - ")[2].partition(" - Expected a <class 'NoneType'>")[0] or text
-    print(f"cropl: error: {text}", file=sys.stderr)
+    print(f"cropl: error: {_of_the_class(' '.join(str(message).split()))}", file=sys.stderr)
     raise SystemExit(USAGE)
+
+
+def _of_the_class(message: str) -> str:
+    """What the class said, out of jsonargparse's list of all that a value could be (model and data may be None)."""
+    if "Union subtypes" not in message:
+        return message
+    text = " ".join(message.split())
+    return text.partition("Errors: - ")[2].partition(" - Expected a <class 'NoneType'>")[0] or text
 
 
 def _help() -> str:

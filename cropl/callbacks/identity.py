@@ -5,22 +5,29 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cropl import __version__
+from cropl import __version__, recipe
 
 _BLOCKS, _BLOCK = 16, 4096
 
 _log = logging.getLogger(__name__)
 
 IRRELEVANT = {
-    "cache", "checkpoint", "eval_batch", "micro_batch", "num_workers", "start_method", "test_dir", "train_dir",
-    "val_dir", "val_scenes", "verify",
+    "activation_checkpointing", "cache", "checkpoint", "eval_batch", "micro_batch", "num_workers", "start_method",
+    "test_dir", "train_dir", "val_dir", "val_scenes", "verify",
 }  # fmt: skip
 """Settings that change where and how fast, but not what is learnt. The base is compared by its content (below), shards
 and the position in them by the data module."""
 _TRAINER = ("precision", "gradient_clip_val", "gradient_clip_algorithm", "accumulate_grad_batches")
+_PRECISION, _COMPUTE = "trainer.precision", "trainer.compute_dtype"
+_COMPUTED = {
+    "32-true": "float32", "32": "float32", "bf16-mixed": "bfloat16", "bf16": "bfloat16", "16-mixed": "float16",
+    "16": "float16",
+}  # fmt: skip
+"""By Lightning's name of a precision: what forward and backward compute in, over float32 weights."""
 
 
 def base_of(module: Any) -> dict[str, str]:
@@ -74,13 +81,20 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         "model": config.get("model"),
         "data": config.get("data"),
         "seed_everything": config.get("seed_everything"),
-        "trainer": {name: trainer.get(name) for name in _TRAINER},
+        "trainer": {**{name: trainer.get(name) for name in _TRAINER}, "compute_dtype": _compute_dtype(trainer)},
     }
     return {"cropl": __version__, **dict(_flat(chosen))}
 
 
+def _compute_dtype(trainer: dict[str, Any]) -> str:
+    """What forward and backward compute in: as the strategy says (fsdp2), or else the precision."""
+    strategy, precision = trainer.get("strategy"), str(trainer.get("precision") or "32-true")
+    given = (strategy.get("init_args") or {}).get("compute_dtype") if isinstance(strategy, dict) else None
+    return str(given or _COMPUTED.get(precision, precision))
+
+
 def check_settings(saved: dict[str, Any], now: dict[str, Any], allow: bool) -> bool:
-    """Whether a checkpoint was written with other settings; one that only one side knows is none.
+    """Whether a checkpoint was written with other settings, see :func:`differences`.
 
     Args:
         saved: of the checkpoint.
@@ -92,11 +106,7 @@ def check_settings(saved: dict[str, Any], now: dict[str, Any], allow: bool) -> b
     """
     if saved and now and saved["cropl"] != now["cropl"]:
         _log.warning("the checkpoint was written by cropl %s, and this is %s", saved["cropl"], now["cropl"])
-    changes = [
-        f"{name}: {saved[name]!r} in the checkpoint, {value!r} now"
-        for name, value in now.items()
-        if name != "cropl" and name in saved and saved[name] != value
-    ]
+    changes = differences(saved, now)
     if changes and not allow:
         raise ValueError(
             f"the checkpoint was written with other settings ({'; '.join(changes)}): set them back, or continue with "
@@ -105,6 +115,44 @@ def check_settings(saved: dict[str, Any], now: dict[str, Any], allow: bool) -> b
     if changes:
         _log.warning("continuing with other settings: %s", "; ".join(changes))
     return bool(changes)
+
+
+def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Settings that a checkpoint was written with and that are others now, each as a text; none if one side is empty.
+
+    A setting that one side does not know is nothing there, as in options that are null or a mapping. But where a side
+    does not know the whole option, it was written by a version that did not have it: that stands for its default.
+    """
+    if not saved or not now:
+        return []
+    # The same computation has other precisions under other strategies; versions that noted no more had only that.
+    skipped = {"cropl", _PRECISION if _COMPUTE in saved and _COMPUTE in now else _COMPUTE}
+    found = []
+    for name in {**now, **saved}:
+        owner = f"{name.partition('.')[0]}.class_path"
+        another = saved.get(owner) != now.get(owner) and not (name in saved and name in now)
+        if name in skipped or another or IRRELEVANT.intersection(name.split(".")):
+            continue
+        before, after = (_setting(name, each, now.get(owner)) for each in (saved, now))
+        if before != after:
+            found.append(f"{name}: {before!r} in the checkpoint, {after!r} now")
+    return found
+
+
+def _setting(name: str, settings: dict[str, Any], class_path: str | None) -> Any:
+    option = ".".join(name.split(".")[:3])  # model.init_args.NAME
+    known = any(each == option or each.startswith(f"{option}.") for each in settings)
+    return settings.get(name) if known or class_path is None else _defaults(class_path).get(name.partition(".")[2])
+
+
+@lru_cache
+def _defaults(class_path: str) -> dict[str, Any]:
+    """Of a class's arguments, flat, with those that it hands on to the classes that it inherits from."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(recipe.load_object(class_path), "init_args", fail_untyped=False)
+    return dict(_flat(parser.get_defaults().as_dict()))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

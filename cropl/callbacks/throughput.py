@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -39,7 +40,8 @@ class Throughput(L.Callback):
             raise ValueError(f"Throughput peak_flops {peak_flops}: must be positive")
         self.peak_flops = peak_flops
         self._peak: float | None = None
-        self._begun = self._paused = 0.0
+        self._begun: float | None = None  # None until a batch begins the next interval
+        self._paused = 0.0
         self._step = 0
         self._counts = [0.0, 0.0, 0.0]  # samples, tokens, FLOPs
 
@@ -56,26 +58,27 @@ class Throughput(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         _wait(trainer)
-        self._begun += time.perf_counter() - self._paused
+        if self._begun is not None:
+            self._begun += time.perf_counter() - self._paused
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Begin anew at the next batch: nobody says when the saving is over."""
-        self._begun = 0.0
+        self._begun = None
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if not self._begun:
+        if self._begun is None:
             self._restart(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if getattr(pl_module, "computed", None) is None:
             raise ValueError(f"{type(pl_module).__name__} does not say what a step computes: leave Throughput out")
         lengths, supervised = pl_module.computed
-        flops = step_flops(pl_module.vlm, lengths, supervised, [rows * columns for rows, columns in batch["grids"]])
+        flops = step_flops(pl_module.vlm, lengths, supervised, batch["grids"])
         for i, count in enumerate((sum(map(len, batch["questions"])), sum(lengths), flops)):
             self._counts[i] += count
         stepped, every = trainer.global_step > self._step, int(getattr(trainer, "log_every_n_steps", 0))
         self._step = trainer.global_step
-        if not self._begun or not stepped or not every or self._step % every:
+        if self._begun is None or not stepped or not every or self._step % every:
             return
         _wait(trainer)
         elapsed = time.perf_counter() - self._begun
@@ -93,14 +96,14 @@ class Throughput(L.Callback):
         self._begun, self._counts, self._step = time.perf_counter(), [0.0, 0.0, 0.0], trainer.global_step
 
 
-def step_flops(vlm: Any, lengths: list[int], supervised: int, patches: list[int]) -> int:
+def step_flops(vlm: Any, lengths: list[int], supervised: int, patches: Sequence[tuple[int, int]]) -> int:
     """FLOPs of forward and backward of one batch.
 
     Args:
         vlm: the model; which of its weights train decides what backward computes.
         lengths: tokens of each document.
         supervised: positions that the head is applied to.
-        patches: patches of each picture, before merging.
+        patches: rows and columns of each picture's patches, before merging.
     """
     config, layers = vlm.decoder.config, vlm.num_layers
     linears = linear_flops(config, [1] * layers, logits=0) * sum(lengths)
@@ -110,7 +113,7 @@ def step_flops(vlm: Any, lengths: list[int], supervised: int, patches: list[int]
     language = (3 if _trains(vlm.decoder.layers) else 2) * linears + 3 * products
     language += (3 if _trains(vlm.model.get_output_embeddings()) else 2) * head
     tower = getattr(vlm.tower, "blocks", vlm.tower)  # Qwen2-VL's holds the merger as well
-    seen = sum(vision_flops(vlm.model.config, count) for count in patches)
+    seen = sum(vision_flops(vlm.model.config, (rows, columns)) for rows, columns in patches)
     return language + (3 if _trains(tower) else 1) * seen
 
 

@@ -33,8 +33,20 @@ def run(args: Sequence[str]) -> int:
         return 0
     flags = [part for name in given.config for part in ("-c", name)] + overrides
     folder = export(Path(given.checkpoint), Path(given.out), given.dtype, flags)
-    print(f"{folder}: cropl ask IMAGE QUESTION --model {folder}")
+    print(f"{folder}: cropl ask IMAGE QUESTION {_asked_with(folder)}")
     return 0
+
+
+def _asked_with(folder: Path) -> str:
+    """The flags with which `cropl ask` takes what was exported."""
+    from cropl.models.card import is_localizer
+    from cropl.models.loading import load_config
+    from cropl.models.vlm import family
+
+    config = load_config(str(folder))
+    if is_localizer(config):
+        return f"--localizer {folder}"
+    return f"--model {folder} " + ("--localizer LOCALIZER" if family(config.model_type).prunable else "--method dense")
 
 
 def export(checkpoint: Path, out: Path, dtype: str | None = None, flags: Sequence[str] = ()) -> Path:
@@ -44,20 +56,22 @@ def export(checkpoint: Path, out: Path, dtype: str | None = None, flags: Sequenc
         UsageError: the checkpoint is not there or is no single file, or the recipe is missing.
         ValueError: the checkpoint is not of the recipe's module, or `out` holds other things.
     """
-    from cropl import recipe
+    from cropl.callbacks.identity import base_of, check_base
     from cropl.models.export import check_replaceable
 
     checkpoint = find(checkpoint)
     _check_dtype(dtype)
     check_replaceable(out)
-    names, overrides = recipe.parse_flags(flags)
-    paths = [recipe.expect("model", name) for name in names] or [_beside(checkpoint)]
-    stated = recipe.load(paths, overrides)
-    if not isinstance(stated.get("model"), Mapping):
-        raise UsageError(f"{paths[0]}: not a training recipe, it has no model")
-    stored, module = _read(checkpoint), _module(stated["model"])
+    stored = _read(checkpoint)
+    stated = _recipe(checkpoint, stored, flags)
+    module = _module(stated["model"])
+    check_base(stored.get("cropl", {}).get("base", {}), base_of(module))
     module.on_load_checkpoint(stored)
-    module.load_state_dict({**stored["state_dict"], **_averages(stored)}, strict=False)
+    module.float32_masters()  # or loading would round them
+    module.load_state_dict(stored["state_dict"], strict=False)
+    # Last: tied weights have one name among the averages, and every other one of the state dict would undo it.
+    if unknown := module.load_state_dict(_averages(stored), strict=False).unexpected_keys:
+        raise UsageError(f"{checkpoint}: has averages (EMA) of {unknown[0]}, which is no weight of this model")
     module.facts = {"recipe": _text(stated), "data": _data(stated), "steps": stored.get("global_step")}
     module.export(out, dtype)
     return out
@@ -70,6 +84,7 @@ def find(given: Path) -> Path:
         UsageError: there is none, it is damaged, or its weights are sharded.
     """
     from cropl.callbacks import complete
+    from cropl.callbacks.run_folder import last
 
     if given.is_file():
         return given
@@ -77,16 +92,19 @@ def find(given: Path) -> Path:
         raise UsageError(f"{given}: no such checkpoint")
     step = given
     if not any((given / name).is_file() for name in (complete.WHOLE, complete.SHARDED)):
-        newest = complete.complete(given) + complete.complete(given / "checkpoints")
-        if not newest:
+        newest = last(given, tell=True) or last(given / "checkpoints", tell=True)
+        if newest is None:
             raise UsageError(
                 f"{given}: no checkpoint lies in this folder; give the folder of a run, or of a step of it"
             )
-        step = newest[0]
+        step = newest
     if (step / complete.MARKER).is_file() and (wrong := complete.damage(step)):
         raise UsageError(f"{step} is damaged: {wrong}")
     if not (step / complete.WHOLE).is_file():
-        raise UsageError(f"{step} holds sharded weights: make one file of it with `cropl consolidate {step}`")
+        file = step.with_name(f"{step.stem}.full.ckpt")
+        raise UsageError(
+            f"{step} holds sharded weights: `cropl consolidate {step} {file}` makes one file of it, to be exported"
+        )
     return step / complete.WHOLE
 
 
@@ -94,6 +112,31 @@ def _check_dtype(dtype: str | None) -> None:
     known = ("float32", "bfloat16", "float16")
     if dtype is not None and dtype not in known:
         raise UsageError(f"dtype {dtype!r} must be one of {', '.join(known)}")
+
+
+def _recipe(checkpoint: Path, stored: Mapping[str, Any], flags: Sequence[str]) -> dict[str, Any]:
+    """The recipe that flags name, or the one that the training wrote, with the flags' overrides."""
+    from cropl import recipe
+
+    names, overrides = recipe.parse_flags(flags)
+    paths = [recipe.expect("model", name) for name in names] or [_beside(checkpoint)]
+    if not names:
+        _check_written_by(paths[0], recipe.load(paths), stored)
+    stated = recipe.load(paths, overrides)
+    if not isinstance(stated.get("model"), Mapping):
+        raise UsageError(f"{paths[0]}: not a training recipe, it has no model")
+    return stated
+
+
+def _check_written_by(path: Path, stated: dict[str, Any], stored: Mapping[str, Any]) -> None:
+    """UsageError if a recipe, which nobody has named, is of another training than the checkpoint beside it."""
+    from cropl.callbacks.identity import differences, settings_of
+
+    saved = stored.get("cropl", {}).get("settings", {})
+    if wrong := [each for each in differences(saved, settings_of(stated)) if each.startswith("model.")]:
+        raise UsageError(
+            f"{path} is not of the training that wrote this checkpoint ({'; '.join(wrong)}): name its recipe with -c"
+        )
 
 
 def _beside(checkpoint: Path) -> Path:

@@ -6,7 +6,7 @@ tower and projector, and with the localizer (part of the price wherever predicte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from PIL import Image
 from cropl.errors import UsageError
 from cropl.evaluation.answer import Answers
 from cropl.evaluation.plan import Run
-from cropl.grid import TokenGrid
+from cropl.grid import GRID, Region, TokenGrid
 from cropl.metrics import cost
+from cropl.models.localizer import MAX_NEW_TOKENS
 from cropl.models.vlm import VLM
 from cropl.prompt import localizer_prompt
 from cropl.pruning.base import PreLLM
@@ -25,6 +26,9 @@ from cropl.pruning.base import PreLLM
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
     from cropl.models.localizer import Localizer
+
+TREE = GRID + GRID**2 + GRID * GRID * (GRID + 1) // 2
+"""Tokens behind a prompt that the distribution of regions takes: all prefixes of one, two and three coordinates."""
 
 
 @dataclass
@@ -54,42 +58,52 @@ class FixedCosts:
 
     Attributes:
         visual_tokens: of an image, before pruning.
-        vision: FLOPs of the vision tower and projector; None for towers whose FLOPs are not known here.
+        vision: FLOPs of the vision tower and projector of each model that answers, by the name that arms give it (None
+            is the study's); None for towers whose FLOPs are not known here.
         localizing: FLOPs of the localizer; None where there is none.
         localizer_resolution: the least and the largest area in pixels that the localizer sees.
     """
 
     visual_tokens: float
-    vision: float | None
+    vision: Mapping[str | None, float | None]
     localizing: float | None
     localizer_resolution: tuple[int, int] | None
 
 
 def fixed_costs(
-    vlm: VLM, samples: Sequence[Sample], grids: Sequence[TokenGrid], localizer: Localizer | None
+    models: Mapping[str | None, VLM],
+    samples: Sequence[Sample],
+    grids: Sequence[TokenGrid],
+    localizer: Localizer | None,
 ) -> FixedCosts:
     """Everything about costs that can go wrong, so that it goes wrong before the answers and not after them.
 
+    `models` are those that answer, by the name that arms give them; None is the study's.
+
     Raises:
-        UsageError: the FLOPs of this decoder cannot be counted.
+        UsageError: the FLOPs of a decoder cannot be counted.
     """
-    try:
-        cost.decoder_flops(vlm.decoder.config, [1] * vlm.num_layers)
-    except (AttributeError, ValueError) as error:
-        raise UsageError(f"the FLOPs of {type(vlm.decoder).__name__} cannot be counted: {error}") from None
-    tokens = [grid.num_tokens for grid in grids]
+    for vlm in models.values():
+        try:
+            cost.decoder_flops(vlm.decoder.config, [1] * vlm.num_layers)
+        except (AttributeError, ValueError) as error:
+            raise UsageError(f"the FLOPs of {type(vlm.decoder).__name__} cannot be counted: {error}") from None
+    vision = {name: _vision(vlm, grids) for name, vlm in models.items()}
     localizing, resolution = (None, None) if localizer is None else _localizer_cost(localizer, samples)
-    return FixedCosts(_mean(tokens), _vision(vlm, tokens), localizing, resolution)
+    return FixedCosts(_mean([grid.num_tokens for grid in grids]), vision, localizing, resolution)
 
 
-def _vision(vlm: VLM, tokens: Sequence[int]) -> float | None:
+def _vision(vlm: VLM, grids: Sequence[TokenGrid]) -> float | None:
     """Mean FLOPs to turn the images into their visual tokens; None where the tower is not known."""
-    config = vlm.model.config
-    merged = getattr(config.vision_config, "spatial_merge_size", 1) ** 2
     try:
-        return _mean([cost.vision_flops(config, patches=count * merged) for count in tokens])
+        return _mean([cost.vision_flops(vlm.model.config, _patches(vlm, grid)) for grid in grids])
     except ValueError:
         return None
+
+
+def _patches(vlm: VLM, grid: TokenGrid) -> tuple[int, int]:
+    """Rows and columns before merging."""
+    return grid.rows * vlm.merge, grid.cols * vlm.merge
 
 
 def measure_costs(
@@ -106,7 +120,7 @@ def measure_costs(
         flops = _mean([cost.decoder_flops(text_config, layers) for layers in lengths])
         method = run.method([""])
         compressing = _mean([method.flops(grid) for grid in grids]) if isinstance(method, PreLLM) else 0.0
-        with_vision = _plus(flops + compressing, fixed.vision)
+        with_vision = _plus(flops + compressing, fixed.vision[run.arm.model])
         by_run[run.key] = Costs(
             prefill_flops=flops,
             with_vision=with_vision,
@@ -136,39 +150,57 @@ def _bytes_per_token(probes: Sequence[tuple[int, int]], lengths: Sequence[Sequen
     return ratios.pop()
 
 
-def _localizer_cost(localizer: Localizer, samples: Sequence[Sample]) -> tuple[float | None, tuple[int, int]]:
-    """Mean FLOPs of locating one question (vision, prefill, decoding of the coordinates), and the pixels it looks at.
-
-    The region's four coordinates take a prefill and three decoding steps; a step attends to everything before it.
-    """
+def _localizer_cost(localizer: Localizer, samples: Sequence[Sample]) -> tuple[float, tuple[int, int]]:
+    """Mean FLOPs of locating one question (vision, prefill, reading the region off), and the pixels it looks at."""
     vlm = localizer.vlm
     config, text_config = vlm.model.config, vlm.decoder.config
-    steps = 3 if localizer.codec.added_tokens else 8
     tokenizer = vlm.processor.tokenizer
 
     def words(sample: Sample) -> int:
         return len(tokenizer(localizer_prompt(sample.question), add_special_tokens=False)["input_ids"])
 
-    grids: dict[tuple[int, int], int] = {}
+    grids: dict[tuple[int, int], TokenGrid] = {}
     template = 0
     for sample in samples:
         size = (sample.width, sample.height)
         if size not in grids:  # shapes are all that counts: an empty picture of the same size stands for the image
             inputs = vlm.inputs([Image.new("RGB", size)], [localizer_prompt(sample.question)])
-            grids[size] = inputs.grids[0].num_tokens
-            template = int(inputs.tensors["attention_mask"].sum()) - grids[size] - words(sample)
-    patches = config.vision_config.spatial_merge_size**2
+            grids[size] = inputs.grids[0]
+            template = int(inputs.tensors["attention_mask"].sum()) - grids[size].num_tokens - words(sample)
     flops, areas = [], []
     for sample in samples:
-        visual = grids[sample.width, sample.height]
-        length = visual + template + words(sample)
-        prefill = cost.decoder_flops(text_config, [length] * vlm.num_layers)
-        decode = cost.linear_flops(text_config, [steps] * vlm.num_layers, logits=steps)
-        # One query against n keys costs twice its share of a causal triangle.
-        decode += sum(2 * cost.attention_flops(text_config, [1] * vlm.num_layers) * (length + i) for i in range(steps))
-        flops.append(cost.vision_flops(config, patches=visual * patches) + prefill + decode)
-        areas.append(visual * patches * config.vision_config.patch_size**2)
+        grid = grids[sample.width, sample.height]
+        length = grid.num_tokens + template + words(sample)
+        prefill = cost.decoder_flops(text_config, [length] * vlm.num_layers, logits=0)
+        flops.append(cost.vision_flops(config, _patches(vlm, grid)) + prefill + _reading(localizer, length))
+        areas.append(grid.num_tokens * (vlm.merge * config.vision_config.patch_size) ** 2)
     return _mean(flops), (min(areas), max(areas))
+
+
+def _reading(localizer: Localizer, length: int) -> int:
+    """FLOPs of what follows the prefill of `length` tokens: further tokens, and the head's rows at every position.
+
+    Coordinate tokens take their own rows of the head alone: eight at each of four steps, or all sixteen at every
+    prefix of the distribution. There each prefix meets all keys, and a mask leaves it its own.
+    """
+    vlm, codec = localizer.vlm, localizer.codec
+    config, layers = vlm.decoder.config, vlm.num_layers
+    if not codec.added_tokens:
+        answer = vlm.processor.tokenizer(codec.encode(Region.full()), add_special_tokens=False)["input_ids"]
+        tokens = min(len(answer), MAX_NEW_TOKENS - 1)  # what comes of the last of them is the end
+        keys = [length + step + 1 for step in range(tokens)]
+        head = cost.linear_flops(config, [0] * layers, logits=tokens + 1)
+    elif localizer.readout.stepwise:
+        tokens = 3
+        keys = [length + step + 1 for step in range(tokens)]
+        head = 2 * config.hidden_size * GRID * (tokens + 1)
+    else:
+        tokens = TREE
+        keys = [length + tokens] * tokens
+        head = 2 * config.hidden_size * 2 * GRID * (tokens + 1)
+    # A pair of a query and a key costs twice its share of a causal triangle.
+    products = 2 * cost.attention_flops(config, [1] * layers) * sum(keys)
+    return cost.linear_flops(config, [tokens] * layers, logits=0) + products + head
 
 
 def _mean(values: Sequence[float]) -> float:

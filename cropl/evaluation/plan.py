@@ -96,22 +96,23 @@ class Run:
         return self.kept[0]
 
 
-def check_arms(
-    arms: Sequence[Arm], vlm: VLM, grids: Sequence[TokenGrid], models: Mapping[str, VLM] | None = None
-) -> None:
+def check_arms(arms: Sequence[Arm], models: Mapping[str | None, VLM], grids: Sequence[TokenGrid]) -> None:
     """Build every run's method once, so that what cannot run fails before anything is localized or answered.
 
-    `models` are those of arms that name one of their own.
+    `models` are those that answer, by the name that arms give them; None is the study's.
 
     Raises:
-        UsageError: wrong or missing arguments of a method, a K above L, a budget that a method has no use for, or a
-            model that cannot be pruned.
+        UsageError: wrong or missing arguments of a method, a K above L, a budget that a method has no use for, a model
+            that cannot be pruned, or one that is not there.
     """
     for arm in arms:
+        if arm.model not in models:
+            raise UsageError(f"study arm {arm.key!r}: its model {arm.model!r} was not loaded: give it in `models`")
         if arm.method == "dense":
             continue
+        vlm = models[arm.model]
         try:
-            check_model((models or {}).get(arm.model or "", vlm))
+            check_model(vlm)
             for seed in arm.runs():
                 _check_run(Run(arm, seed, _checked_layer(arm, vlm.num_layers)), vlm.num_layers, grids)
         except InfeasibleBudget:
@@ -135,7 +136,7 @@ def _check_run(run: Run, num_layers: int, grids: Sequence[TokenGrid]) -> None:
 
 def make_plan(
     arms: Sequence[Arm],
-    num_layers: int,
+    layers: Mapping[str | None, int],
     keys: Sequence[str],
     grids: Sequence[TokenGrid],
     regions: Mapping[tuple[str, int | None], Sequence[Region]],
@@ -143,7 +144,7 @@ def make_plan(
     """One `Run` per arm and seed.
 
     Args:
-        num_layers: L of the model.
+        layers: L of every model that answers, by the name that arms give it; None is the study's.
         keys: one unique key per question; ties of a budget are broken in their order, not in that of the data.
         grids: one token grid per question.
         regions: the regions of every (source name, seed) that an arm uses.
@@ -153,6 +154,7 @@ def make_plan(
     """
     runs = []
     for arm in arms:
+        num_layers = layers[arm.model]
         layer, infeasible = _checked_layer(arm, num_layers), None
         mine = [Run(arm, seed, layer) for seed in arm.runs()]
         for run in mine:

@@ -19,7 +19,7 @@ from cropl.evaluation.answer import Answers, answer_all
 from cropl.evaluation.costs import Costs, fixed_costs, measure_costs
 from cropl.evaluation.facts import circumstances, peak_memory
 from cropl.evaluation.files import write_json, write_jsonl
-from cropl.evaluation.localize import Localized, localize
+from cropl.evaluation.localize import Localized, localize, needs_boxes
 from cropl.evaluation.pictures import by_image, displayed
 from cropl.evaluation.plan import Run, check_arms, make_plan
 from cropl.evaluation.progress import Stages
@@ -64,7 +64,8 @@ def run_study(
         models: the models of arms that name one of their own, by this name.
 
     Raises:
-        UsageError: no samples, or keys that repeat; a source without what it needs; a knob that the model cannot have.
+        UsageError: no samples, or keys that repeat; a source without what it needs, as true regions without any
+            boxes; a knob that the model cannot have.
     """
     samples = list(samples)[: study.limit]
     if not samples:
@@ -76,16 +77,23 @@ def run_study(
     stages = stages or Stages()
     with torch.inference_mode():
         grids = _grids(vlm, samples)
-        check_arms(study.arms, vlm, grids, models)
-        others = {name: other for name, other in (models or {}).items() if _same_grids(name, other, samples, grids)}
-        fixed = fixed_costs(vlm, samples, grids, localizer)
+        answering: dict[str | None, VLM] = {None: vlm}
+        answering.update(models or {})
+        check_arms(study.arms, answering, grids)
+        for name, one in answering.items():
+            if _grids(one, samples) != grids:
+                raise UsageError(
+                    f"study: model {name} has other visual tokens than the study's model: compare them apart"
+                )
+        fixed = fixed_costs(answering, samples, grids, localizer)
         found = localize(study, samples, localizer, grounding, stages)
-        runs = make_plan(study.arms, vlm.num_layers, [sample.key for sample in samples], grids, found.regions)
+        layers = {name: one.num_layers for name, one in answering.items()}
+        runs = make_plan(study.arms, layers, [sample.key for sample in samples], grids, found.regions)
         feasible = [run for run in runs if run.infeasible is None]
         stages.stage("answering", len(samples) * len(feasible))
         answers = Answers()
         costs: dict[str, Costs] = {}
-        for name, one in ((None, vlm), *others.items()):
+        for name, one in answering.items():
             mine = [run for run in feasible if run.arm.model == name]
             part = answer_all(
                 one, samples, mine, study.batch_size, study.max_new_tokens, study.chunk_images, stages.advance
@@ -93,7 +101,6 @@ def run_study(
             costs |= measure_costs(one, mine, part, fixed, grids)
             answers.add(part)
     shared = {
-        **circumstances(vlm),
         "recipe": recipe,
         "batch_size": study.batch_size,
         "max_new_tokens": study.max_new_tokens,
@@ -107,6 +114,9 @@ def run_study(
     }
     scores = rows.score_arms(samples, runs, answers)
     table = rows.build_rows(study, samples, runs, answers, scores, costs, shared)
+    told = {name: circumstances(one) for name, one in answering.items()}
+    for arm, row in zip(study.arms, table, strict=True):
+        row |= {**told[arm.model], "without_boxes": found.without_boxes if needs_boxes(arm) else None}
     results = {
         "localizer": found.recall,
         "localizer_details": found.details,
@@ -121,12 +131,6 @@ def _grids(vlm: VLM, samples: Sequence[Sample]) -> list[TokenGrid]:
     sizes = [(sample.width, sample.height) for sample in samples]
     known = {size: vlm.inputs([Image.new("RGB", size)], ["?"]).grids[0] for size in sorted(set(sizes))}
     return [known[size] for size in sizes]
-
-
-def _same_grids(name: str, other: VLM, samples: Sequence[Sample], grids: Sequence[TokenGrid]) -> bool:
-    if _grids(other, samples) != list(grids):
-        raise UsageError(f"study: model {name} has other visual tokens than the study's model: compare them apart")
-    return True
 
 
 def _predictions(
@@ -160,7 +164,7 @@ def _predictions(
             "kind": sample.kind,
             "question": sample.question,
             "answers": list(sample.answers),
-            "region": list(sample.region.as_tuple()),
+            "region": list(sample.region.as_tuple()) if sample.boxes else None,
             "predicted_region": list(predicted.as_tuple()) if predicted else None,
             "grid": asdict(grids[i]),
             "arms": arms,

@@ -7,7 +7,7 @@ twenty rows is four lines of YAML. `Study.from_config` checks every key and valu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import product
 from typing import Any
 
@@ -47,6 +47,7 @@ class Arm:
         control: what is done to the image beforehand, one of `CONTROLS`, or None.
         model: the model that answers where it is another than the study's, such as one that was trained with PLC.
         options: further arguments of the class.
+        label: what tells its model from the others of a study; None is the last part of its name.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Arm:
     control: str | None = None
     model: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    label: str | None = None
 
     @property
     def key(self) -> str:
@@ -75,11 +77,10 @@ class Arm:
 
     @property
     def model_name(self) -> str | None:
-        """What tells its model from others: the last part of its name, or the folder around an `export`."""
+        """What tells its model from others: as much of its name as that takes, without an `export` at the end."""
         if self.model is None:
             return None
-        *_, before, last = ["", *self.model.replace(":", "/").rstrip("/").split("/")]
-        name = before if last == "export" else last
+        name = self.label or _model_names([self.model])[self.model]
         return None if name == self.method else name
 
     def runs(self) -> list[int | None]:
@@ -162,6 +163,8 @@ class Study:
             schema.one_of(control, CONTROLS, "study controls")
         arms = [arm for entry in _entries(given["arms"]) for arm in _expand(entry, seeds)]
         dense = Arm("dense", METHODS["dense"])
+        names = _model_names([arm.model for arm in arms if arm.model])
+        arms = [replace(arm, label=names[arm.model]) if arm.model else arm for arm in arms]
         arms = [dense, *(Arm("dense", METHODS["dense"], control=c) for c in controls)] + [a for a in arms if a != dense]
         keys = [arm.key for arm in arms]
         for key in keys:
@@ -181,6 +184,20 @@ class Study:
         for source, key in (("file", "regions"), ("zero_shot", "grounding")):
             if source in used and not getattr(self, key):
                 raise UsageError(f"study: region_source {source!r} needs the key {key!r}")
+
+
+def _model_names(models: Sequence[str]) -> dict[str, str]:
+    """A short name for each model: the last part of its own, and as many before it as tell it from all others."""
+    parts: dict[str, list[str]] = {}
+    for model in models:
+        mine = [part for part in model.replace(":", "/").split("/") if part]
+        parts[model] = mine[:-1] if mine[-1:] == ["export"] and len(mine) > 1 else mine
+    names = {}
+    for model, mine in parts.items():
+        others = [other for name, other in parts.items() if name != model]
+        ends = (mine[-n:] for n in range(1, len(mine) + 2) if all(other[-n:] != mine[-n:] for other in others))
+        names[model] = "/".join(next(ends, [model])) or model
+    return names
 
 
 def _entries(arms: Any) -> list[Mapping[str, Any]]:

@@ -66,12 +66,13 @@ def prefill_flops(config: Any, visual_full: int, visual_kept: int, text_tokens: 
     return decoder_flops(config, counts)
 
 
-def vision_flops(config: Any, patches: int | None = None, layers: int | None = None) -> int:
+def vision_flops(config: Any, patches: int | tuple[int, int] | None = None, layers: int | None = None) -> int:
     """FLOPs to turn one image into visual tokens: vision tower, and projector or merger.
 
     Args:
-        config: of the whole model (`llava` or `qwen2_vl`).
-        patches: patches of the image before merging; needed for Qwen2-VL, whose grid follows the image.
+        config: of the whole model (`llava`, `qwen2_vl` or `qwen2_5_vl`).
+        patches: rows and columns of the image's patches before merging; needed for Qwen2-VL and Qwen2.5-VL, whose grid
+            follows the image. Their product will do for Qwen2-VL, which has no windows.
         layers: tower layers to count. None is all of them, which is what `transformers` runs; published numbers for
             LLaVA often stop at the layer that is used (23 of 24).
 
@@ -80,10 +81,17 @@ def vision_flops(config: Any, patches: int | None = None, layers: int | None = N
     """
     if config.model_type == "qwen2_vl":
         if patches is None:
-            raise ValueError("patches is needed for Qwen2-VL: rows x columns of the image's patches, before merging")
-        return _qwen2_vl_flops(config.vision_config, patches, layers)
+            raise ValueError("patches is needed for Qwen2-VL: rows and columns of the image's patches, before merging")
+        count = patches if isinstance(patches, int) else patches[0] * patches[1]
+        return _qwen2_vl_flops(config.vision_config, count, layers)
+    if config.model_type == "qwen2_5_vl":
+        if patches is None or isinstance(patches, int):
+            raise ValueError("patches is needed for Qwen2.5-VL as (rows, columns), before merging: windows cut them")
+        return _qwen2_5_vl_flops(config.vision_config, *patches, layers)
     if config.model_type != "llava" or config.vision_config.model_type != "clip_vision_model":
-        raise ValueError(f"vision FLOPs of {config.model_type!r} are not known; known: llava with CLIP, qwen2_vl")
+        raise ValueError(
+            f"vision FLOPs of {config.model_type!r} are not known; known: llava with CLIP, qwen2_vl, qwen2_5_vl"
+        )
     return _llava_flops(config, layers)
 
 
@@ -136,3 +144,21 @@ def _qwen2_vl_flops(vision: Any, patches: int, layers: int | None) -> int:
     merged = width * merge
     merger = patches // merge * (merged**2 + merged * vision.hidden_size)
     return 2 * (embed + (vision.depth if layers is None else layers) * block + merger)
+
+
+def _qwen2_5_vl_flops(vision: Any, rows: int, columns: int, layers: int | None) -> int:
+    width, merge, patches = vision.hidden_size, vision.spatial_merge_size, rows * columns
+    counted = range(vision.depth if layers is None else layers)
+    embed = patches * vision.in_channels * vision.temporal_patch_size * vision.patch_size**2 * width
+    block = patches * (4 * width**2 + 3 * width * vision.intermediate_size)
+    side = vision.window_size // merge // vision.patch_size * merge  # of a window, in patches
+    windowed = _squares(rows, side) * _squares(columns, side)
+    pairs = sum(patches**2 if layer in vision.fullatt_block_indexes else windowed for layer in counted)
+    merged = width * merge**2
+    merger = patches // merge**2 * (merged**2 + merged * vision.out_hidden_size)
+    return 2 * (embed + len(counted) * block + 2 * width * pairs + merger)
+
+
+def _squares(length: int, side: int) -> int:
+    """Sum of the squared parts of a length that is cut from its start; the last part is what is left."""
+    return length // side * side**2 + (length % side) ** 2

@@ -90,12 +90,13 @@ class Card:
         return "\n".join(f"- {name}: {said}" for name, said in rows if said)
 
 
-def _is_localizer(config: Any) -> bool:
+def is_localizer(config: Any) -> bool:
+    """Whether a checkpoint's config is that of a trained localizer."""
     return hasattr(config, "region_readout") or hasattr(config, "region_coverage")
 
 
 def _with_cropl(config: Any) -> str:
-    if _is_localizer(config):
+    if is_localizer(config):
         return (
             "from cropl.models.localizer import Localizer\n\n"
             'localizer = Localizer.from_pretrained("PATH")\n'

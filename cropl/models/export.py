@@ -85,7 +85,8 @@ def plain_model(vlm: VLM, dtype: str | torch.dtype | None = None) -> PreTrainedM
     made: Any = vlm.model_class
     with torch.device("meta"):
         plain: PreTrainedModel = made(config)
-    plain.load_state_dict(plain_state(vlm.model, state), strict=False, assign=True)
+    wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    plain.load_state_dict(plain_state(vlm.model, state, wanted), strict=False, assign=True)
     plain.tie_weights()
     for name, buffer in vlm.model.named_buffers():  # those that no checkpoint holds
         parent, _, last = name.rpartition(".")
@@ -94,8 +95,7 @@ def plain_model(vlm: VLM, dtype: str | torch.dtype | None = None) -> PreTrainedM
     if missing := [name for name, value in plain.named_parameters() if value.is_meta]:
         raise AssertionError(f"weights {missing[:3]} of {type(plain).__name__} were not gathered")
     plain.generation_config = copy.deepcopy(vlm.model.generation_config)
-    if dtype is not None:
-        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if wanted is not None:
         plain = plain.to(wanted)  # type: ignore[arg-type]  # transformers' own signature
     return plain.eval()
 

@@ -112,12 +112,14 @@ class _Rows(nn.Module):
         return table_WD.index_copy(0, self.ids_N, self.rows.to(table_WD.dtype))
 
 
-def plain_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def plain_state(model: nn.Module, state: dict[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """A state dict of ``model`` under the names of the model without adapters, which are merged into its weights.
 
     Args:
         model: the model with adapters, or with trained rows, or with neither; it is left as it is.
         state: its weights, whole ones (not those of a shard).
+        dtype: of weights with something merged into them, which are rounded to it once, from float32; None is that of
+            the base's. Other weights are as they were.
     """
     plain = dict(state)
     for name, module in model.named_modules():
@@ -130,9 +132,10 @@ def plain_state(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]
                     plain[prefix + key] = kept
             weight = plain[f"{prefix}weight"]
             merged = weight.float() + scaling[_NAME] * (up.float() @ down.float())
-            plain[f"{prefix}weight"] = merged.to(weight.dtype)
+            plain[f"{prefix}weight"] = merged.to(dtype or weight.dtype)
         elif f"{prefix}{_TABLE}.original" in plain:
             table_WD, rows_ND = plain.pop(f"{prefix}{_TABLE}.original"), plain.pop(f"{prefix}{_TABLE}.0.rows")
             ids_N = model.get_buffer(f"{prefix}{_TABLE}.0.ids_N").to(table_WD.device)
+            table_WD = table_WD.to(dtype or table_WD.dtype)
             plain[f"{prefix}weight"] = table_WD.index_copy(0, ids_N, rows_ND.to(table_WD.device, table_WD.dtype))
     return plain

@@ -6,6 +6,7 @@ out, so one process and several give the same numbers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,6 +26,9 @@ from cropl.testbed import weights
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
 
+_log = logging.getLogger(__name__)
+
+RECALL = ("mean_recall", "recall_gt_0.5", "recall_gt_0.7", "recall_gt_0.9")
 Source = Literal["predicted", "gt", "center", "random", "none"]
 
 
@@ -43,9 +47,11 @@ class AnswererModule(L.LightningModule):
         kinds: the kinds of questions that may occur.
 
     Batches are lists of `Sample`s, or `{"samples": [...], "valid": [bool, ...]}`; padding is marked in either place.
+    Recall is over the `recall_n` questions that have evidence boxes, and left out where none has.
 
     Raises:
-        ValueError: a region source without the localizer that it needs, or a method that needs regions without one.
+        ValueError: a region source without the localizer that it needs, or a method that needs regions without one;
+            at the end of a test, true regions of questions none of which has boxes.
     """
 
     def __init__(
@@ -80,12 +86,20 @@ class AnswererModule(L.LightningModule):
         self.method, self.region_source, self.budget = method, region_source, budget
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.accuracy, self.recall = AnswerAccuracy(kinds), AreaRecall()
+        self._warned = False
 
     def regions(self, images: Sequence[Image.Image], samples: Sequence[Sample]) -> list[Region] | None:
         """The region of each sample; None for a method that needs none."""
         if self.method is None or not self.method.needs_request:
             return None
         source: sources.RegionSource = sources.GroundTruth()
+        if self.region_source == "gt" and not self._warned:
+            missing = next((sample.key for sample in samples if not sample.boxes), None)
+            self._warned = missing is not None
+            if missing is not None:
+                _log.warning(
+                    "sample %r has no evidence boxes, maybe others: its true region is the whole image", missing
+                )
         if self.region_source != "gt":
             assert self.localizer is not None
             source = sources.Predicted(self.localizer)
@@ -118,16 +132,22 @@ class AnswererModule(L.LightningModule):
         texts, regions, _ = self.answer(samples)
         correct = [exact_match(text, sample.answers) for text, sample in zip(texts, samples, strict=True)]
         self.accuracy.update(correct, [sample.kind for sample in samples], valid)
-        if regions is not None:
-            self.recall.update(regions, [sample.region for sample in samples], valid)
+        if regions is not None:  # a question without boxes has no true region
+            boxed = [real and bool(sample.boxes) for real, sample in zip(valid, samples, strict=True)]
+            self.recall.update(regions, [sample.region for sample in samples], boxed)
 
     def on_test_epoch_end(self) -> None:
         scores = self.accuracy.compute()  # adds up the counts of all processes
         if self.method is not None and self.method.needs_request:
             recall = self.recall.compute()
-            scores |= {
-                name: recall[name] for name in ("mean_recall", "recall_gt_0.5", "recall_gt_0.7", "recall_gt_0.9")
-            }
+            if recall["n"]:
+                scores |= {name: recall[name] for name in RECALL}
+            elif self.region_source == "gt":
+                raise ValueError(
+                    "region_source 'gt': no question has evidence boxes, so every true region was the whole image: "
+                    "use another region_source, or data with boxes"
+                )
+            scores["recall_n"] = recall["n"]
         # Every process has the same values by now: reducing them again could only add rounding.
         self.log_dict({f"test/{name}": value.float() for name, value in scores.items()}, rank_zero_only=True)
         self.accuracy.reset()

@@ -113,6 +113,10 @@ class TrainingModule(L.LightningModule):
                 f"frozen weights are {names}, and trainer.precision is {precision}: set it to bf16-mixed, or load the "
                 "model in float32"
             )
+        self.float32_masters()
+
+    def float32_masters(self) -> None:
+        """Make what trains float32, in which checkpoints have it; what is frozen stays as it was loaded."""
         for parameter in self.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()

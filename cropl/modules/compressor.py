@@ -22,6 +22,9 @@ from cropl.testbed import weights
 
 RegionSource = Literal["gt", "predicted", "whole"]
 Target = Literal["answer", "coordinates"]
+_NO_REGIONS = (
+    "give data.regions, a file that `cropl predict` writes with a localizer, or set model.regions to gt or whole"
+)
 
 
 class CompressorModule(InstructionModule):
@@ -116,6 +119,17 @@ class CompressorModule(InstructionModule):
             one.tokens_VD, one.grid, one.cell_V = tokens_MD, (1, len(tokens_MD)), torch.arange(len(tokens_MD))
         return shown, compressed[len(seen) :]
 
+    def setup(self, stage: str) -> None:
+        """Whether there are regions is known before the first step.
+
+        Raises:
+            ValueError: regions are to be predicted ones, and the data module was given none.
+        """
+        super().setup(stage)
+        data = getattr(self.trainer, "datamodule", None)
+        if "predicted" in (self.regions, self.instruction_regions) and getattr(data, "regions", "") is None:
+            raise ValueError(f"model.regions predicted: {_NO_REGIONS}")
+
     def region(self, row: dict[str, Any]) -> Region:
         """The region that a question's picture is compressed with.
 
@@ -126,8 +140,7 @@ class CompressorModule(InstructionModule):
         if source == "predicted":
             if "predicted" not in row:
                 raise ValueError(
-                    f"sample {row.get('key')!r} has no predicted region: give data.regions, a file that "
-                    "`cropl predict` writes with a localizer, or set model.regions to gt or whole"
+                    f"sample {row.get('key') or row.get('question')!r} has no predicted region: {_NO_REGIONS}"
                 )
             return Region(*row["predicted"])
         return Region(*row["region"]) if source == "gt" else Region.full()

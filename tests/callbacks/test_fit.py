@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -40,6 +41,10 @@ OFTEN = """
     - class_path: cropl.callbacks.checkpoint.Checkpoint
       init_args: {{every_n_train_steps: 1, keep: 10, dirpath: {folder}/run/checkpoints}}
 """
+SLURM = {
+    "SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+    "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "here",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -143,11 +148,7 @@ def test_slurm_requeues_after_a_complete_checkpoint(base, tmp_path, monkeypatch)
     tool.parent.mkdir()
     tool.write_text(f'#!/bin/sh\nls {tmp_path}/run/checkpoints > {tmp_path}/seen\necho "$@" > {tmp_path}/told\n')
     tool.chmod(0o755)
-    slurm = {
-        "PATH": f"{tool.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_NODEID": "0",
-        "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NAME": "train", "SLURM_NODELIST": "here",
-    }  # fmt: skip
-    for name, value in slurm.items():
+    for name, value in {**SLURM, "PATH": f"{tool.parent}:{os.environ['PATH']}"}.items():
         monkeypatch.setenv(name, value)
     real = InstructionModule.training_step
 
@@ -174,6 +175,47 @@ def test_two_runs_do_not_share_a_folder(whole, base, capsys):
     assert "another run writes into" in capsys.readouterr().err
     assert (whole / "run/metrics.csv").read_bytes() == before, "nor does the second touch the first one's log"
     other.release()
+
+
+def test_only_a_training_that_begins_writes_its_recipe(whole, base, tmp_path, monkeypatch, capsys):
+    """`cropl export RUN` reads it; what is refused, or only validates, may have other options."""
+    from cropl.callbacks.run_folder import Claim
+
+    path, before = whole / "run/config.yaml", (whole / "run/config.yaml").read_bytes()
+    other = ["--model.init_args.stride", "1"]
+    step = str(whole / "run/checkpoints/step-000006")
+    assert cli.main(["validate", "-c", str(whole / "recipe.yaml"), "--ckpt_path", step, *other]) == 0
+    assert fit(whole, base, "--ckpt_path", "last", *other) == 2
+    assert "stride: 2 in the checkpoint, 1 now" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert cli.main(["export", str(whole / "run"), str(tmp_path / "out")]) == 0, capsys.readouterr().err
+    for name, value in SLURM.items():  # each process is one of its own, and the folder is claimed when all have met
+        monkeypatch.setenv(name, value)
+    claim = Claim()
+    claim.take(whole / "run/checkpoints")
+    assert fit(whole, base, *other) == 1
+    assert "another run writes into" in capsys.readouterr().err and path.read_bytes() == before
+    claim.release()
+
+
+def test_a_requeued_job_goes_on_from_its_own_checkpoint(whole, base, tmp_path, monkeypatch):
+    """Started from a named one: from that again, as long as it has none of its own."""
+    taken = []
+
+    def ends_at_once(self, *args, **options):
+        taken.append([*args, *options.values()])
+        raise ValueError("it was only to be asked from where it goes on")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer._fit_impl", ends_at_once)
+    named = str(whole / "run/checkpoints/step-000003")
+    fit(tmp_path, base, "--ckpt_path", named)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    fit(tmp_path, base, "--ckpt_path", named)
+    shutil.copytree(whole / "run/checkpoints/step-000006", tmp_path / "run/checkpoints/step-000006")
+    fit(tmp_path, base, "--ckpt_path", named)
+    fit(tmp_path, base)
+    assert [named in each for each in taken] == [True, True, False, False]
+    assert ["last" in each for each in taken] == [False, False, True, True]
 
 
 def test_checkpoints_are_validated_by_name(whole, base, capsys):

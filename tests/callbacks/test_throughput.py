@@ -10,13 +10,17 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
+from cropl.callbacks.checkpoint import Checkpoint
 from cropl.callbacks.throughput import Throughput, step_flops
 from cropl.metrics.cost import attention_flops
 from cropl.models.lora import add_lora
+from cropl.models.vlm import load_vlm
 from cropl.modules.instruction import InstructionModule
+from cropl.modules.localizer import LocalizerModule
 from cropl.testbed.samples import samples
 from tests.reference.checkpoints import tiny_llava as tiny_llava
 from tests.reference.checkpoints import tiny_localizer as tiny_localizer
+from tests.reference.qwen2_5_vl import build_qwen2_5_vl
 
 PAUSE = 0.15
 
@@ -40,11 +44,11 @@ class Rates(L.Callback):
         self.seen.append({name: float(value) for name, value in trainer.callback_metrics.items() if "second" in name})
 
 
-def _fit(module, count, batch_size=1, peak=None, **options):
+def _fit(module, count, batch_size=1, peak=None, callbacks=(), **options):
     rates = Rates()
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, num_sanity_val_steps=0,
-        enable_model_summary=False, callbacks=[Throughput(peak), rates], **options,
+        accelerator="cpu", logger=False, enable_progress_bar=False, num_sanity_val_steps=0, enable_model_summary=False,
+        callbacks=[Throughput(peak), rates, *callbacks], **{"enable_checkpointing": bool(callbacks), **options},
     )  # fmt: skip
     loader = DataLoader(samples("train", count), batch_size, collate_fn=module.collate)
     trainer.fit(module, loader, DataLoader(samples("val", 2), 1, collate_fn=module.collate))
@@ -73,6 +77,18 @@ def test_validation_takes_no_time_from_training(tiny_llava):
 
     trainer, _ = _fit(Pausing(tiny_llava), 4, max_steps=4, log_every_n_steps=4, val_check_interval=2)
     assert float(trainer.callback_metrics["train/samples_per_second"]) > 4 / (2.0 + 4 * PAUSE)
+
+
+def test_a_checkpoint_ahead_of_a_validation_begins_anew(tiny_llava, tmp_path):
+    """The interval that it falls into is not logged, and the next one begins with its first batch."""
+    saver = Checkpoint(str(tmp_path), every_n_train_steps=2)
+    module, started = Slow(tiny_llava), time.perf_counter()
+    trainer, rates = _fit(
+        module, 6, max_steps=6, log_every_n_steps=2, val_check_interval=2, callbacks=[saver], default_root_dir=tmp_path
+    )
+    elapsed = time.perf_counter() - started
+    rates = [seen["train/samples_per_second"] for seen in rates.seen if seen]
+    assert rates and all(1 / elapsed < rate < 1 / PAUSE for rate in rates)
 
 
 def test_without_a_known_peak_there_is_no_mfu(tiny_llava):
@@ -112,7 +128,25 @@ def test_flops_of_a_step_are_those_that_are_done(tiny_llava, tiny_localizer, fam
     done = sum(count for name, count in counter.get_flop_counts()["Global"].items() if "attention" not in str(name))
     rows = module._rows(batch, 1)
     lengths, supervised = [rows.packed.input_ids_BS.shape[1]], int((rows.packed.turn_BS >= 0).sum())
-    patches = [rows * columns for rows, columns in batch["grids"]]
-    said = step_flops(vlm, lengths, supervised, patches)
+    said = step_flops(vlm, lengths, supervised, batch["grids"])
     said -= 3 * attention_flops(vlm.decoder.config, lengths * vlm.num_layers)
     assert torch.is_grad_enabled() and said == pytest.approx(done, rel=0.12)
+
+
+def test_a_tower_with_windows_has_its_share(tmp_path):
+    vlm = load_vlm(str(build_qwen2_5_vl(tmp_path)), attn_implementation="eager")
+    vlm.model.requires_grad_(False)
+    pixels = vlm.prepare.pixels([sample.picture() for sample in samples("train", 7)[::6]])
+    grids = [(rows, columns) for _, rows, columns in pixels["image_grid_thw"].tolist()]
+    with FlopCounterMode(display=False) as counter:
+        vlm.model.model.get_image_features(pixels["pixel_values"], pixels["image_grid_thw"])
+    share = step_flops(vlm, [100], 10, grids) - step_flops(vlm, [100], 10, [])
+    assert len(grids) == 2 and share == counter.get_total_flops()
+    vlm.tower.blocks.requires_grad_(True)
+    assert step_flops(vlm, [100], 10, grids) - step_flops(vlm, [100], 10, []) == 3 * share
+
+
+def test_a_localizer_with_windows_trains_with_rates(tmp_path):
+    module = LocalizerModule(str(build_qwen2_5_vl(tmp_path)))
+    trainer, _ = _fit(module, 2, max_steps=1, limit_val_batches=0, log_every_n_steps=1)
+    assert float(trainer.callback_metrics["train/tflops_per_second"]) > 0

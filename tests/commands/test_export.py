@@ -9,15 +9,21 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from cropl.callbacks import complete
+from cropl.callbacks.checkpoint import Checkpoint
+from cropl.callbacks.ema import EMA
+from cropl.callbacks.export import Export
+from cropl.callbacks.identity import settings_of
 from cropl.cli import main
 from cropl.commands.export import find
 from cropl.models.vlm import load_vlm
 from cropl.modules.instruction import InstructionModule
 from cropl.testbed.samples import samples
 from tests.reference.checkpoints import tiny_llava as tiny_llava
+from tests.reference.checkpoints import tiny_localizer as tiny_localizer
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +63,67 @@ def test_averages_are_written_where_there_are_some(trained, tmp_path):
     assert main(["export", *args, "--model.init_args.lr", "0.5"]) == 0
     found = load_vlm(str(tmp_path / "out"), dtype="auto").model.state_dict()["lm_head.weight"]
     assert not found.any() and found.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "base, dtype, ema, written",
+    [
+        ("tiny_localizer", "float32", True, None),  # its head is tied to the embeddings
+        ("tiny_llava", "bfloat16", False, "float32"),
+        ("tiny_llava", "bfloat16", False, "float16"),
+        ("tiny_llava", "bfloat16", True, None),
+    ],
+)
+def test_it_writes_what_the_callback_writes(base, dtype, ema, written, tmp_path, request):
+    """The float32 weights that trained, or their averages, whatever the base was loaded in."""
+    base = request.getfixturevalue(base)
+    module = InstructionModule(base, lr=0.01, dtype=dtype)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=2, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        precision="32-true" if dtype == "float32" else "bf16-mixed",
+        callbacks=[*[EMA(0.9)] * ema, Export(str(tmp_path / "callback"), written), Checkpoint(str(tmp_path / "steps"))],
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(samples("train", 4), 2, collate_fn=module.collate))
+    arguments = {"checkpoint": base, "lr": 0.01, "dtype": dtype}
+    model = {"class_path": "cropl.modules.instruction.InstructionModule", "init_args": arguments}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    flags = ["--dtype", written] if written else []
+    assert main(["export", str(tmp_path / "steps"), str(tmp_path / "command"), *flags]) == 0
+    told, found = (load_file(tmp_path / name / "model.safetensors") for name in ("callback", "command"))
+    assert told.keys() == found.keys()
+    assert all(told[name].dtype == found[name].dtype and torch.equal(told[name], found[name]) for name in told)
+    assert (tmp_path / "callback/config.json").read_text() == (tmp_path / "command/config.json").read_text()
+    trained = {name: p for name, p in module.model.named_parameters() if p.requires_grad}  # EMA leaves the averages
+    again = load_vlm(str(tmp_path / "command"), dtype=torch.float32).model.state_dict()
+    assert all(
+        torch.equal(again[name], p.to(getattr(torch, written or "float32")).float()) for name, p in trained.items()
+    )
+    assert all(p.dtype == torch.float32 for p in trained.values())
+
+
+def test_the_recipe_of_another_training_is_refused(trained, tmp_path, capsys):
+    """Its options need not change any shape to change what the export says of itself or computes."""
+    _, checkpoint = trained
+    beside = checkpoint.parent.parent / "config.yaml"
+    (tmp_path / "config.yaml").write_text(beside.read_text())
+    recipe = yaml.safe_load(beside.read_text())
+    stored = torch.load(checkpoint, weights_only=True)
+    stored["cropl"] = {"settings": settings_of(recipe), "base": {}}
+    torch.save(stored, tmp_path / "last.ckpt")
+    assert main(["export", str(tmp_path / "last.ckpt"), str(tmp_path / "same")]) == 0
+    recipe["model"]["init_args"]["model_options"] = {"system": True}
+    stored["cropl"]["settings"] = settings_of(recipe)
+    torch.save(stored, tmp_path / "last.ckpt")
+    assert main(["export", str(tmp_path / "last.ckpt"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "is not of the training that wrote this checkpoint" in error and "model_options.system: True in" in error
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(recipe))
+    named = ["-c", str(tmp_path / "own.yaml")]
+    assert main(["export", str(tmp_path / "last.ckpt"), str(tmp_path / "out"), *named]) == 0
+    stored["cropl"]["base"] = {"name": "other", "sha256": "0" * 64}
+    torch.save(stored, tmp_path / "last.ckpt")
+    assert main(["export", str(tmp_path / "last.ckpt"), str(tmp_path / "out"), *named]) == 2
+    assert "was trained from another base: other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

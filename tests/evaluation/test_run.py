@@ -217,9 +217,9 @@ def test_a_model_that_cannot_be_pruned_fails_at_once(world, tiny_localizer, monk
 def test_layer_average_of_a_method_with_one_number_needs_one_grid(world):
     arms = study(arms=[{"method": "random", "layer": 1, "budget": 64, "budget_meaning": "layer_average"}]).arms
     grids = [TokenGrid.stretched(12, 12, 96, 96), TokenGrid.stretched(10, 12, 96, 80)]
-    check_arms(arms, world[0], grids[:1])
+    check_arms(arms, {None: world[0]}, grids[:1])
     with pytest.raises(UsageError, match="one token count"):
-        check_arms(arms, world[0], grids)
+        check_arms(arms, {None: world[0]}, grids)
 
 
 def test_seconds_are_of_generation_alone_after_a_warm_up(world, monkeypatch):

@@ -117,3 +117,28 @@ def test_sizes_of_controls_need_a_source():
     with pytest.raises(UsageError, match="'center' needs a localizer"):
         study([{"method": "ilp", "region_source": "center", "budget": 64}], localizer=None)
     study([{"method": "ilp", "region_source": ["file", "center"], "budget": 64}], localizer=None, regions="r.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (["testbed:plc"], [None]),
+        (["testbed:plc", "testbed:plc_no_anchor"], [None, "plc_no_anchor"]),
+        (["testbed:plc", "runs/testbed/plc/export"], ["testbed/plc", "runs/testbed/plc"]),
+        (["a/mine/export", "b/mine/export", "c/other"], ["a/mine", "b/mine", "other"]),
+        (["x/a/mine", "y/a/mine/"], ["x/a/mine", "y/a/mine"]),
+        (["a/mine", "a/mine/export"], ["a/mine", "a/mine/export"]),
+        (["export"], ["export"]),
+    ],
+)
+def test_models_are_named_as_far_as_they_differ(models, names):
+    made = study([{"method": "plc", "model": model, "region_source": "gt"} for model in models])
+    assert [arm.model_name for arm in made.arms[1:]] == names
+    assert [arm.model for arm in made.arms[1:]] == models
+    keys = [arm.key for arm in made.arms]
+    assert keys[1:] == ["-".join(part for part in ("plc", name, "gt") if part) for name in names]
+
+
+def test_one_model_twice_is_an_arm_twice():
+    with pytest.raises(UsageError, match="listed twice"):
+        study([{"method": "plc", "model": "a/mine", "region_source": "gt"}] * 2)

@@ -9,6 +9,8 @@ from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
@@ -67,8 +69,26 @@ def test_qwen2_vl_vision_against_counts() -> None:
     grid = torch.tensor([[1, 6, 8]])
     total = counted(lambda: tower(torch.randn(48, 3 * 2 * 4 * 4), grid_thw=grid))
     assert total == pytest.approx(cost.vision_flops(config, 48), rel=1e-3)
+    assert cost.vision_flops(config, (6, 8)) == cost.vision_flops(config, 48)
     with pytest.raises(ValueError, match="patches is needed"):
         cost.vision_flops(config)
+
+
+@pytest.mark.parametrize("grid", [(16, 24), (16, 16), (6, 8), (10, 22)])  # windows of 8 x 8, whole and cut
+def test_qwen2_5_vl_vision_against_counts(grid) -> None:
+    vision = {"depth": 3, "hidden_size": 64, "out_hidden_size": 48, "intermediate_size": 80, "num_heads": 2}
+    vision |= {"patch_size": 4, "window_size": 32, "fullatt_block_indexes": [1]}
+    text = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    text |= {"intermediate_size": 32, "vocab_size": 50}
+    config = Qwen2_5_VLConfig(vision_config=vision, text_config=text)
+    config._attn_implementation = "eager"
+    tower = Qwen2_5_VLForConditionalGeneration(config).model.visual
+    pixels_PC = torch.randn(grid[0] * grid[1], 3 * 2 * 4 * 4)
+    total = counted(lambda: tower(pixels_PC, grid_thw=torch.tensor([[1, *grid]])))
+    assert total == cost.vision_flops(config, grid)
+    assert cost.vision_flops(config, grid, layers=1) < cost.vision_flops(config, grid, layers=2)
+    with pytest.raises(ValueError, match="rows, columns"):
+        cost.vision_flops(config, grid[0] * grid[1])
 
 
 @pytest.mark.parametrize("layer", [0, 1, 3])

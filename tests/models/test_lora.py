@@ -114,6 +114,32 @@ def test_adapters_are_float32_beside_a_half_precision_base(tiny_localizer):
     assert {p.dtype for p in plain_model(vlm).parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_merged_weights_are_rounded_once(tiny_localizer, dtype):
+    """To what is asked for, not to the base's precision before."""
+    vlm = load_vlm(tiny_localizer, dtype=torch.bfloat16)
+    lora.add_lora(vlm, rank=2, alpha=6, targets=["q_proj"])
+    lora.train_rows(vlm, _ids(vlm))
+    with torch.no_grad():
+        for parameter in vlm.model.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    state = vlm.model.state_dict()
+    plain = lora.plain_state(vlm.model, state, dtype)
+    (name, *_) = (name for name in plain if name.endswith("q_proj.weight"))
+    base, down, up = (
+        state[name.replace("weight", part)].float()
+        for part in ("base_layer.weight", "lora_A.default.weight", "lora_B.default.weight")
+    )
+    assert plain[name].dtype == dtype and torch.equal(plain[name], (base + 3 * (up @ down)).to(dtype))
+    assert not torch.equal(plain[name], plain[name].bfloat16().to(dtype))
+    table = next(value for name, value in plain.items() if name.endswith("embed_tokens.weight"))
+    rows = next(value for name, value in state.items() if name.endswith("0.rows"))
+    assert torch.equal(table[_ids(vlm)], rows.to(dtype))
+    assert {value.dtype for value in lora.plain_state(vlm.model, state).values()} == {torch.bfloat16}
+    assert torch.equal(plain_model(vlm, dtype).state_dict()[name], plain[name])
+
+
 def test_a_model_with_adapters_is_pruned_as_its_merged_one(tiny_llava):
     vlm = load_vlm(tiny_llava, dtype=torch.float32)
     lora.add_lora(vlm, rank=4)

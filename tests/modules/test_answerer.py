@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from cropl.cli import main
+from cropl.grid import Region
 from cropl.metrics.answer import exact_match
 from cropl.modules.answerer import AnswererModule
 from cropl.pruning import ILP, Dense, RandomTokens
@@ -59,6 +61,33 @@ def test_padding_is_left_out(tiny_llava, questions):
     assert module.accuracy.counts[:, 1].sum() == 2 and module.recall.compute()["n"] == 2
     assert module.recall.compute()["mean_recall"] == 1
     assert len(module.predict_step(batch, 0)) == 2
+
+
+def bare(sample):
+    return dataclasses.replace(sample, boxes=[], region=Region.full())
+
+
+def test_only_true_regions_are_scored(tiny_llava, tiny_localizer, questions, caplog):
+    mixed = [bare(questions[0]), *questions[1:3]]
+    module = AnswererModule(tiny_llava, tiny_localizer, ILP(layer=1), max_new_tokens=1)
+    scores = trainer().test(module, DataLoader(mixed, batch_size=2, collate_fn=as_is), verbose=False)[0]
+    regions = module.answer(mixed)[1]
+    expected = sum(regions[i].recall_against(mixed[i].region) for i in (1, 2)) / 2
+    assert scores["test/recall_n"] == 2 and scores["test/mean_recall"] == pytest.approx(expected)
+    none = DataLoader([bare(sample) for sample in mixed], batch_size=2, collate_fn=as_is)
+    scores = trainer().test(module, none, verbose=False)[0]
+    assert scores["test/recall_n"] == 0 and "test/mean_recall" not in scores and "test/accuracy" in scores
+    assert "evidence boxes" not in caplog.text
+
+
+def test_true_regions_need_boxes(tiny_llava, questions, caplog):
+    module = AnswererModule(tiny_llava, None, ILP(layer=1), "gt", max_new_tokens=1)
+    mixed = DataLoader([questions[0], bare(questions[1])], batch_size=1, collate_fn=as_is)
+    assert trainer().test(module, mixed, verbose=False)[0]["test/recall_n"] == 1
+    assert caplog.text.count("has no evidence boxes") == 1 and questions[1].key in caplog.text
+    none = DataLoader([bare(questions[0])], batch_size=1, collate_fn=as_is)
+    with pytest.raises(ValueError, match="no question has evidence boxes"):
+        trainer().test(module, none, verbose=False)
 
 
 @pytest.mark.parametrize("method", [None, Dense(), RandomTokens(tokens=7, layer=1)])

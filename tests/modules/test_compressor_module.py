@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +110,15 @@ def test_regions_come_from_where_they_are_asked(tiny_llava, source, expected) ->
         del row["predicted"]
         with pytest.raises(ValueError, match=r"sample 'a' has no predicted region.*cropl predict"):
             module.region(row)
+
+
+def test_predicted_regions_are_asked_for_before_the_first_step(tiny_llava, monkeypatch) -> None:
+    module = CompressorModule(str(tiny_llava), regions="predicted")
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(datamodule=SimpleNamespace(regions=None)))
+    with pytest.raises(ValueError, match="model.regions predicted: give data.regions"):
+        module.setup("fit")
+    module.trainer.datamodule.regions = "regions.jsonl"
+    module.setup("fit")
 
 
 def test_coordinates_may_be_the_target(tiny_llava) -> None:
