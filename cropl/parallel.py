@@ -127,6 +127,11 @@ def stored_weights(path: str | Path) -> dict[str, tuple[int, ...]]:
     return {name.removeprefix(prefix): tuple(size) for name, size in sizes.items()}
 
 
+def consolidated(folder: Path) -> Path:
+    """Where :func:`consolidate` writes: ``NAME.full.ckpt`` beside ``NAME.ckpt``."""
+    return folder.with_name(f"{folder.stem}.full.ckpt")
+
+
 def consolidate(folder: str | Path, file: str | Path | None = None) -> Path:
     """One checkpoint file of a sharded checkpoint's folder, for any strategy and any number of processes.
 
@@ -134,7 +139,7 @@ def consolidate(folder: str | Path, file: str | Path | None = None) -> Path:
 
     Args:
         folder: the checkpoint.
-        file: where to write; appears when it is complete. ``NAME.full.ckpt`` beside ``NAME.ckpt`` by default.
+        file: where to write; appears when it is complete. By default :func:`consolidated`.
 
     Raises:
         ValueError: there is no sharded checkpoint in this folder, or the writing of it was not finished.
@@ -142,7 +147,7 @@ def consolidate(folder: str | Path, file: str | Path | None = None) -> Path:
     folder = Path(folder)
     if not is_sharded(folder):
         raise ValueError(f"{folder} is not the folder of a complete sharded checkpoint: it has no {METADATA}")
-    file = folder.with_name(f"{folder.stem}.full.ckpt") if file is None else Path(file)
+    file = consolidated(folder) if file is None else Path(file)
     gathered, part = (file.with_name(f".{file.name}.{end}") for end in ("gathered", "part"))
     try:
         with data_only():

@@ -22,6 +22,11 @@ class SampleAnswers(L.Callback):
     def __init__(self, count: int = 12) -> None:
         self.count = count
         self._rows: list[tuple[str, str, str]] = []
+        self._log_dir = Path()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Here, since all processes have to ask for the log folder together."""
+        self._log_dir = Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._rows = []
@@ -40,7 +45,7 @@ class SampleAnswers(L.Callback):
         if not self._rows or trainer.sanity_checking:
             return
         text = table(self._rows)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "answers"
+        folder = self._log_dir / "answers"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"step-{trainer.global_step:06d}.md").write_text(text, encoding="utf-8")
         for logger in trainer.loggers:

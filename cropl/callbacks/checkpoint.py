@@ -1,15 +1,16 @@
 """Step-named checkpoints from which a training goes on as if nothing had happened.
 
 Each describes the end of an optimizer step, whenever it is written: Lightning's counters and the random states are
-noted when a step ends, and a checkpoint that is written later, such as in a validation, holds those.
+noted when a step ends, and a checkpoint that is written later, such as in a validation, holds those. A validation that
+was due at that step, and that it does not know, is done first where it is continued.
 """
 
 from __future__ import annotations
 
-import copy
 import logging
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import lightning as L
 import torch
@@ -17,10 +18,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from cropl.callbacks import complete, hyperparameters, identity, rng
+from cropl.callbacks import complete, due, hyperparameters, identity, rng
+from cropl.callbacks.due import Boundary
 from cropl.callbacks.preemption import Signals
 from cropl.callbacks.processes import together
-from cropl.callbacks.run_folder import Best, Claim
+from cropl.callbacks.run_folder import Best, Claim, last, prune, warn_of_earlier
 from cropl.callbacks.writer import attach
 from cropl.errors import RunError
 
@@ -75,12 +77,14 @@ class Checkpoint(ModelCheckpoint):
         self.settings: dict[str, Any] = {}
         self._claim, self._signals = Claim(), Signals()
         self._best = Best(monitor, mode) if monitor is not None else None
-        self._boundary: dict[str, Any] | None = None  # of the last step: loops and random state
+        self._boundary: Boundary | None = None  # of the last step
         self._drawn: rng.State | None = None  # random state at the end of the last batch
         self._loaded: dict[str, Any] | None = None
         self._fresh: hyperparameters.Hyperparameters = []
         self._changed = False
-        self._mine: set[str] = set()  # checkpoints of this run and of what it continues: others' are never deleted
+        self._run = ""  # name of this run and of what it continues: other runs' checkpoints are never deleted
+        self._scored = False  # validated, and not yet compared
+        self._early = False  # whether a validation was due when the last checkpoint was written
         self._log_dir = Path()
 
     def prepare(self, trainer: L.Trainer, config: dict[str, Any]) -> None:
@@ -103,16 +107,14 @@ class Checkpoint(ModelCheckpoint):
 
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """For ``ckpt_path="last"``; what it holds is only read when it is loaded."""
-        folder = self.folder(trainer)
-        found, damaged = complete.complete(folder), complete.damaged(folder)
-        for path, wrong in damaged.items() if trainer.is_global_zero else ():
-            _log.warning("the checkpoint %s is DAMAGED and left out: %s", path, wrong)
-        if damaged and not found:
-            raise ValueError(f"no checkpoint in {folder} is complete: leave out --ckpt_path to start anew")
-        if not found:
+        folder, first = self.folder(trainer), trainer.is_global_zero
+        newest = last(folder, tell=first)
+        if newest is None:
+            if first:
+                _log.warning("--ckpt_path last: no checkpoint lies in %s, and the training starts anew", folder)
             return set()
-        attach(trainer).found.add(str(found[0]))
-        return {str(found[0])}
+        attach(trainer).found.add(str(newest))
+        return {str(newest)}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         folder = Path(trainer.strategy.broadcast(self.folder(trainer)))
@@ -137,23 +139,27 @@ class Checkpoint(ModelCheckpoint):
             return
         self._signals.install(trainer)
         rng.keep_loaders_apart(trainer)
-        present = complete.complete(self._path)
         if self._loaded is None:
-            if present:
-                _log.warning(
-                    "%s has checkpoints of an earlier run, up to %s, and this one starts anew: it will replace those "
-                    "of the same steps; `--ckpt_path last` continues that run", self.dirpath, present[0].name,
-                )  # fmt: skip
+            self._run = trainer.strategy.broadcast(uuid4().hex)
+            warn_of_earlier(self._path)
             return
+        loaded, self._loaded = self._loaded, None
         trainer.fit_loop._load_combined_loader_states()  # lost where a schedule has asked for the number of steps
-        rng.restore_own(trainer, self._loaded["rng"])
+        rng.restore_own(trainer, loaded["rng"])
         self._drawn = rng.capture()  # a validation may come first
         if self._changed:
             hyperparameters.put_back(trainer, self._fresh)
-        self._last_global_step_saved, self._loaded = trainer.global_step, None
-        self._mine = {path.name for path in present}
+        self._boundary = Boundary(loaded["loops"], self._drawn, loaded["validate"], loaded["known"])
+        if Path(self.last_model_path).resolve().parent == self._path.resolve():
+            self._last_global_step_saved = trainer.global_step
+        else:
+            warn_of_earlier(self._path)
+        self._run = loaded["run"] or trainer.strategy.broadcast(uuid4().hex)
         if self._best is not None:
-            self._best.read(self._path)
+            self._best.read(self._path, self._run)
+        if self._boundary.validate:
+            due.validate(trainer, pl_module)
+            self._settle(trainer)
 
     # When to save
 
@@ -163,9 +169,11 @@ class Checkpoint(ModelCheckpoint):
         if not self._active(trainer):
             return
         self._drawn = rng.capture()
+        if self._boundary is not None:
+            self._boundary.skip_known(trainer)
         if trainer.fit_loop._should_accumulate():
             return
-        self._boundary = {"loops": copy.deepcopy(trainer.fit_loop.state_dict()), "rng": self._drawn}
+        self._boundary = Boundary.here(trainer, self._drawn)
         if trainer.global_step % self.every == 0:
             self._save(trainer)
         self._leave_if_asked(trainer)
@@ -178,26 +186,42 @@ class Checkpoint(ModelCheckpoint):
         if not self._active(trainer) or trainer.sanity_checking or self._drawn is None:
             return
         rng.restore(self._drawn)  # training draws the same, validated or not
-        if self._best is not None:
-            self._compare(trainer, self._best)
-        self._leave_if_asked(trainer)
+        self._scored = True
+        if not due.ends_epoch(trainer):  # or early stopping is still to come
+            self._settle(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Steps alone count."""
+        """Nothing is saved for the epoch's sake: steps alone count."""
+        if self._active(trainer):
+            self._settle(trainer)
+
+    def _settle(self, trainer: L.Trainer) -> None:
+        """Nothing is due any more: what is saved from now on knows the last validation."""
+        if self._boundary is not None:
+            self._boundary.settle(trainer)
+        if self._scored and self._best is not None:
+            self._compare(trainer, self._best)
+        self._scored = False
+        if not trainer.fit_loop._should_accumulate():  # or at the end of the step
+            self._leave_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._active(trainer) and self._boundary is not None:
+            if self._early and not self._boundary.validate:  # written ahead of the last validation
+                self._last_global_step_saved = 0
             self._save(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Nothing is saved: where it happened is unknown. Says from where a continuation would start."""
         self._claim.release()
-        if self._active(trainer) and trainer.is_global_zero and self.dirpath:
+        if self._active(trainer) and trainer.is_global_zero and self._boundary is not None:
             newest = next(iter(complete.complete(self._path)), None)
             rank_zero_info(f"stopped; `--ckpt_path last` continues from {newest or 'the start: nothing is saved yet'}")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._active(trainer):
+            if self._loaded is not None and self._loaded["validate"]:  # there was nothing left to train
+                _log.warning("nothing is left to train, and the last validation was cut off: `cropl validate` does it")
             rank_zero_info(f"log: {self._log_dir}, last checkpoint: {self.last_model_path or 'none'}")
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -235,28 +259,24 @@ class Checkpoint(ModelCheckpoint):
             _log.error("%s", error)
             return
         self.last_model_path = self._last_checkpoint_saved = str(target)
-        self._mine.add(target.name)
-        together(lambda: self._prune(target) if trainer.is_global_zero else None, "cannot delete an old checkpoint")
-
-    def _prune(self, newest: Path) -> None:
-        """Delete this run's older checkpoints; the newest is known to be complete, the best stays."""
-        mine = [path for path in complete.complete(newest.parent) if path.name in self._mine and path != newest]
-        for path in mine[self.keep - 1 :]:
-            if self._best is None or path.name != self._best.name:
-                complete.remove(path)
+        self._early = self._boundary is not None and self._boundary.validate
+        first, failed = trainer.is_global_zero, "cannot delete an old checkpoint"
+        together(lambda: prune(target, self._run, self.keep, self._best) if first else None, failed)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        state = rng.capture()
-        if self._boundary is not None:
-            checkpoint["loops"]["fit_loop"], state = self._boundary["loops"], self._boundary["rng"]
+        at = self._boundary or Boundary(checkpoint["loops"]["fit_loop"], rng.capture(), False)
+        checkpoint["loops"]["fit_loop"] = at.loops
         checkpoint["cropl"] = {
-            "rng": rng.of_all(state),
+            "rng": rng.of_all(at.drawn),
             "base": identity.base_of(pl_module),
             "settings": self.settings,
+            "run": self._run,
+            "validate": at.validate,
+            "known": at.known,
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("cropl", {"rng": [], "base": {}, "settings": {}})
+        saved = due.saved_in(checkpoint)
         identity.check_base(saved["base"], identity.base_of(pl_module))
         if trainer.state.fn != TrainerFn.FITTING:
             return

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import metadata
 
+from cropl.parallel import METADATA
+
 MARKER = "complete.json"
-"""In a checkpoint's folder: ``number`` (order of saving), and of each file ``bytes`` and ``sha256``."""
+"""In a checkpoint's folder: ``number`` (order of saving), ``run`` (whose it is), of files ``bytes`` and ``sha256``."""
 WHOLE = "checkpoint.ckpt"
 """In a checkpoint's folder: all of it, where one process writes it; as Lightning writes and reads it."""
-SHARDED = "meta.pt"
-"""In a checkpoint's folder: what is neither weight nor optimizer state, where each process writes its own part."""
 
 _INDEX_NAMES = {
     ("torch", "Size"),
@@ -101,11 +101,11 @@ def synced(partial: Path, share: slice = slice(None)) -> dict[str, Digest]:
     return found
 
 
-def finish(partial: Path, target: Path, files: dict[str, Digest]) -> None:
+def finish(partial: Path, target: Path, files: dict[str, Digest], run: str = "") -> None:
     """Write the marker and give the folder its name. What had the name before stays until then."""
     number = 1 + max((marker(folder).get("number", 0) for folder in complete(target.parent)), default=0)
     with open(partial / MARKER, "w", encoding="utf-8") as file:
-        json.dump({"number": number, "files": files}, file, indent=1)
+        json.dump({"number": number, "run": run, "files": files}, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     sync_folder(partial)
@@ -154,7 +154,7 @@ def damaged(folder: Path) -> dict[Path, str]:
 
 def _candidates(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if not path.name.startswith(".")] if folder.is_dir() else []
-    return [path for path in found if any((path / name).is_file() for name in (MARKER, WHOLE, SHARDED))]
+    return [path for path in found if any((path / name).is_file() for name in (MARKER, WHOLE, METADATA))]
 
 
 def marker(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning as L
@@ -47,7 +47,12 @@ class EMA(L.Callback):
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
         earlier = callbacks[: callbacks.index(self)]
         if any(isinstance(callback, Export) for callback in earlier):
-            raise ValueError("list EMA ahead of Export in trainer.callbacks: the averages are to be exported")
+            raise ValueError(
+                "list EMA ahead of Export in trainer.callbacks, or the averages are not exported: `cropl cp` copies a "
+                "recipe, to be edited"
+            )
+        if stage == "fit":
+            trainer.save_checkpoint = self._with_weights(trainer.save_checkpoint, pl_module)  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         restored, self._restored = self._restored, {}
@@ -81,12 +86,14 @@ class EMA(L.Callback):
         self._swap(pl_module, True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._swap(pl_module, False)  # ahead of any callback that saves: Lightning puts those last
+        self._swap(pl_module, False)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._swap(pl_module, False)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._restored:  # a training that had ended is continued: no step is left
+            self.on_train_start(trainer, pl_module)
         self._swap(pl_module, True)
         self._averages, self._layout, self._swapped = {}, {}, False
 
@@ -106,6 +113,17 @@ class EMA(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = dict(state_dict["averages"])
+
+    def _with_weights(self, save: Callable[..., None], module: nn.Module) -> Callable[..., None]:
+        """Saving as the trainer does, but also inside a validation with the weights in their place, whoever saves."""
+
+        def saved(*args: Any, **kwargs: Any) -> None:
+            swapped = self._swapped
+            self._swap(module, False)
+            save(*args, **kwargs)
+            self._swap(module, swapped)
+
+        return saved
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         for name, average in self._averages.items():

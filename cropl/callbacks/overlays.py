@@ -28,6 +28,11 @@ class RegionOverlays(L.Callback):
     def __init__(self, count: int = 12):
         self.count = count
         self._drawn: list[Image.Image] = []
+        self._log_dir = Path()
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Here, since all processes have to ask for the log folder together."""
+        self._log_dir = Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._drawn = []
@@ -51,7 +56,7 @@ class RegionOverlays(L.Callback):
         if not self._drawn or trainer.sanity_checking:
             return
         sheet = contact_sheet(self._drawn, _LEGEND)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "regions"
+        folder = self._log_dir / "regions"
         folder.mkdir(parents=True, exist_ok=True)
         sheet.save(folder / f"step-{trainer.global_step:06d}.png")
         for logger in trainer.loggers:

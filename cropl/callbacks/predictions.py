@@ -11,6 +11,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from cropl.callbacks.processes import together
+
 
 class Predictions(BasePredictionWriter):
     """Writes ``predictions.jsonl``, sorted by key, when all processes are done.
@@ -25,7 +27,8 @@ class Predictions(BasePredictionWriter):
             ``regions`` of data modules of shards.
 
     Raises:
-        ValueError: a prediction has no key, cannot be written as JSON, or differs from another one of its sample.
+        ValueError: a prediction has no key, or cannot be written as JSON.
+        RunError: in all processes, predictions of a sample differ, or the file cannot be written.
     """
 
     def __init__(self, folder: str, regions: bool = False) -> None:
@@ -51,19 +54,20 @@ class Predictions(BasePredictionWriter):
             part.writelines(f"{_line(row)}\n" for row in prediction)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Merge the parts, in one process, once all are written."""
+        """Merge the parts, in one process, once all are written; where it cannot, all processes end."""
         trainer.strategy.barrier("predictions")
-        if trainer.is_global_zero:
-            parts = [self._part(rank) for rank in range(trainer.world_size)]
-            rows = merged(row for part in parts for row in part.read_text(encoding="utf-8").splitlines())
-            _write(self.folder / "predictions.jsonl", rows)
-            if self.regions:
-                found = [json.loads(row) for row in rows]
-                kept = [{"key": row["key"], "region": row["region"]} for row in found if row.get("region") is not None]
-                _write(self.folder / "regions.jsonl", [_line(row) for row in kept])
-            for part in parts:
-                part.unlink()
-        trainer.strategy.barrier("predictions written")
+        together(lambda: self._merge(trainer.world_size) if trainer.is_global_zero else None, "no predictions written")
+
+    def _merge(self, world: int) -> None:
+        parts = [self._part(rank) for rank in range(world)]
+        rows = merged(row for part in parts for row in part.read_text(encoding="utf-8").splitlines())
+        _write(self.folder / "predictions.jsonl", rows)
+        if self.regions:
+            found = [json.loads(row) for row in rows]
+            kept = [{"key": row["key"], "region": row["region"]} for row in found if row.get("region") is not None]
+            _write(self.folder / "regions.jsonl", [_line(row) for row in kept])
+        for part in parts:
+            part.unlink()
 
     def _part(self, rank: int) -> Path:
         return self.folder / f".predictions.{rank}.jsonl"

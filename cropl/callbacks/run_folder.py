@@ -53,6 +53,41 @@ class Claim:
             self._lock = None
 
 
+def last(folder: Path, tell: bool) -> Path | None:
+    """The checkpoint that was saved last, of those that look sound; None if there never was one.
+
+    Args:
+        folder: of checkpoints.
+        tell: warn of each that is damaged.
+
+    Raises:
+        ValueError: all are damaged.
+    """
+    found, damaged = complete.complete(folder), complete.damaged(folder)
+    for path, wrong in damaged.items() if tell else ():
+        _log.warning("the checkpoint %s is DAMAGED and left out: %s", path, wrong)
+    if damaged and not found:
+        raise ValueError(f"no checkpoint in {folder} is complete: leave out --ckpt_path to start anew")
+    return found[0] if found else None
+
+
+def warn_of_earlier(folder: Path) -> None:
+    """A run that starts in a folder, anew or from a checkpoint of another one, tells what it finds."""
+    if present := complete.complete(folder):
+        _log.warning(
+            "%s has checkpoints of an earlier run, up to %s: this one will replace those of the same steps; until it "
+            "has saved, `--ckpt_path last` continues that run", folder, present[0].name,
+        )  # fmt: skip
+
+
+def prune(newest: Path, run: str, keep: int, best: Best | None) -> None:
+    """Delete a run's older checkpoints; the newest is known to be complete, the best stays, and so do other runs'."""
+    mine = [path for path in complete.complete(newest.parent) if complete.marker(path).get("run") == run]
+    for path in [path for path in mine if path != newest][keep - 1 :]:
+        if best is None or path.name != best.name:
+            complete.remove(path)
+
+
 class Best:
     """Which checkpoint has the best score; kept in a file of the folder, so that a continued run knows it.
 
@@ -65,14 +100,14 @@ class Best:
         self.monitor, self.mode = monitor, mode
         self.name, self.score = "", math.nan
 
-    def read(self, folder: Path) -> None:
-        """Go on from what the folder says, if it is about this score and the checkpoint is there."""
+    def read(self, folder: Path, run: str) -> None:
+        """Go on from what the folder says, if it is about this score, and a checkpoint of this run that is there."""
         try:
             said: dict[str, Any] = json.loads((folder / BEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return
         same = (said.get("monitor"), said.get("mode")) == (self.monitor, self.mode)
-        if same and (folder / str(said.get("name")) / complete.MARKER).is_file():
+        if same and complete.marker(folder / str(said.get("name"))).get("run") == run:
             self.name, self.score = str(said["name"]), float(said["score"])
 
     def beaten_by(self, score: float) -> bool:

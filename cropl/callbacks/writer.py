@@ -58,6 +58,7 @@ class Writer:
         """
         target = Path(self.strategy.broadcast(os.path.abspath(filepath)))
         partial, first = complete.hidden(target, "partial"), self.trainer.is_global_zero
+        run = checkpoint.get("cropl", {}).get("run", "")
         failed = f"cannot save the checkpoint {target}", "earlier ones are as they were: `--ckpt_path last` takes them"
         try:
             together(lambda: complete.begin(target) if first else None, *failed)
@@ -68,7 +69,7 @@ class Writer:
             else:
                 told = together(lambda: complete.save_whole(checkpoint, partial) if first else {}, *failed)
             files = {name: digest for part in told for name, digest in part.items()}
-            together(lambda: complete.finish(partial, target, files) if first else None, *failed)
+            together(lambda: complete.finish(partial, target, files, run) if first else None, *failed)
         except BaseException:
             if first:
                 shutil.rmtree(partial, ignore_errors=True)

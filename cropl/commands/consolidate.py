@@ -22,14 +22,13 @@ def run(args: Sequence[str]) -> int:
     given = parser.read(args)
     if given is None:
         return 0
+    from cropl.parallel import consolidate, consolidated
+
     folder = Path(given.folder)
-    out = folder.with_name(f"{folder.stem}.full.ckpt") if given.out is None else Path(given.out)
+    out = consolidated(folder) if given.out is None else Path(given.out)
     if out.is_dir() or (out.exists() and not given.clobber):
         raise UsageError(f"{out} exists; give another name, or --clobber to overwrite a file")
     check(folder)
-
-    from cropl.parallel import consolidate
-
     print(consolidate(folder, out))
     return 0
 
@@ -37,6 +36,7 @@ def run(args: Sequence[str]) -> int:
 def check(folder: Path) -> None:
     """UsageError unless this is a sharded checkpoint that was written to its end, and is safe to read."""
     from cropl.callbacks import complete
+    from cropl.parallel import METADATA
 
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give that of a sharded checkpoint")
@@ -44,6 +44,6 @@ def check(folder: Path) -> None:
         raise UsageError(f"{folder} is no sharded checkpoint: {folder / complete.WHOLE} is one file already")
     if (folder / complete.MARKER).exists() and (wrong := complete.damage(folder)):
         raise UsageError(f"{folder} is damaged: {wrong}")
-    if not (folder / complete.SHARDED).is_file() or not (folder / ".metadata").is_file():
+    if not (folder / METADATA).is_file() or not (folder / ".metadata").is_file():
         raise UsageError(f"{folder} is not a sharded checkpoint that was written to its end")
     complete.check_metadata(folder)

@@ -85,13 +85,14 @@ def find(given: Path) -> Path:
     """
     from cropl.callbacks import complete
     from cropl.callbacks.run_folder import last
+    from cropl.parallel import METADATA, consolidated
 
     if given.is_file():
         return given
     if not given.is_dir():
         raise UsageError(f"{given}: no such checkpoint")
     step = given
-    if not any((given / name).is_file() for name in (complete.WHOLE, complete.SHARDED)):
+    if not any((given / name).is_file() for name in (complete.WHOLE, METADATA)):
         newest = last(given, tell=True) or last(given / "checkpoints", tell=True)
         if newest is None:
             raise UsageError(
@@ -101,7 +102,7 @@ def find(given: Path) -> Path:
     if (step / complete.MARKER).is_file() and (wrong := complete.damage(step)):
         raise UsageError(f"{step} is damaged: {wrong}")
     if not (step / complete.WHOLE).is_file():
-        file = step.with_name(f"{step.stem}.full.ckpt")
+        file = consolidated(step)
         raise UsageError(
             f"{step} holds sharded weights: `cropl consolidate {step} {file}` makes one file of it, to be exported"
         )

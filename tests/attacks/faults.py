@@ -14,10 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from cropl.callbacks.ema import EMA
+from cropl.datamodules.shards import ShardsDataModule
+from cropl.modules.localizer import LocalizerModule
 from cropl.modules.token_loss import TokenLossModule
 from cropl.parallel import FSDP2
 from tests.attacks.kills import _free_port
@@ -133,6 +137,35 @@ def dying(out: Path, world: int, strategy: str, ckpt: str | None, kill_at: int |
     fit(out, ckpt, module, world=world, strategy=_strategy(strategy, world), ckpt_keep=2 if ckpt else 100)
 
 
+class Losses(L.Callback):
+    """Writes down the losses of each step's batches."""
+
+    def __init__(self, file: Path):
+        self.file, self.window = file, []
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.window.append([[row["key"] for (row,) in batch["questions"]], float(outputs["loss"])])
+        if not trainer.fit_loop._should_accumulate():
+            with open(self.file, "a") as file:
+                file.write(json.dumps([trainer.global_step - 1, trainer.global_rank, self.window]) + "\n")
+            self.window = []
+
+
+def dying_localizer(
+    out: Path, world: int, strategy: str, ckpt: str | None, kill_at: int | None, base: str, shards: Path
+) -> None:
+    """As `dying`, but a real module on real data, with random phases of its tokens, and with averages."""
+    module = LocalizerModule(base, lr=1e-3, stride=2)
+    data = ShardsDataModule(str(shards / "train"), global_batch=8, micro_batch=2, num_workers=0)
+    if kill_at is not None:
+        die_at(kill_at, lambda: module.global_step == 3)
+    callbacks = [EMA(0.9), Losses(out / "log.jsonl")]
+    fit(
+        out, ckpt, module, data, world=world, strategy=_strategy(strategy, world), ckpt_keep=2 if ckpt else 100,
+        accumulate_grad_batches=1, max_steps=5, val_check_interval=None, callbacks=callbacks,
+    )  # fmt: skip
+
+
 def die_at(number: int, when: Callable[[], bool]) -> None:
     """Kill this process ahead of its file operation `number`, counted from a moment on."""
     count = 0
@@ -216,4 +249,5 @@ def copy_of(folder: Path, name: str) -> Path:
     return Path(shutil.copytree(folder, folder.with_name(name)))
 
 
-__all__ = ["ACCUMULATE", "BATCH", "bad", "codes", "copy_of", "dying", "full", "log", "run", "running", "slow"]
+__all__ = ["ACCUMULATE", "BATCH", "bad", "codes", "copy_of", "dying", "dying_localizer", "full", "log", "run"]
+__all__ += ["running", "slow"]

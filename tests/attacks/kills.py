@@ -2,8 +2,8 @@
 
     python -m tests.attacks.kills 200          (kills; with 1 rank, with 2 ranks, and with both by turns)
 
-Every optimizer step writes down its samples and its loss. Whatever is written by any of the runs must be what one
-uninterrupted run writes, exactly.
+Every optimizer step writes down its samples and its loss, which draws of all generators enter. Whatever is written by
+any of the runs must be what one uninterrupted run writes, exactly.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch.nn.functional import mse_loss
 
+from cropl.callbacks import complete
+from cropl.callbacks.checkpoint import Checkpoint
 from cropl.data.sample import Sample
 from cropl.data.writer import ShardWriter
 from cropl.datamodules.shards import ShardsDataModule
@@ -42,15 +44,17 @@ PAUSE = 0.01
 class Scribe(L.LightningModule):
     """A small model whose every step is written down. Asks for the number of steps, as every cosine schedule does."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, draws: bool) -> None:
         super().__init__()
         self.layer = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-        self.log_file = log
+        self.log_file, self.draws = log, draws
         self.window: list[tuple[str, float]] = []
 
     def training_step(self, batch: list[Sample], index: int) -> torch.Tensor:
         seeds = [zlib.crc32(sample.key.encode()) for sample in batch]
         x = torch.stack([torch.randn(4, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        if self.draws:
+            x = x + (random.random() + np.random.rand() + torch.rand(len(x), 4)) / 10
         loss = mse_loss(self.layer(x)[:, 0], x.prod(1))
         self.window += [(sample.key, loss.item()) for sample in batch]
         time.sleep(PAUSE)
@@ -71,21 +75,21 @@ class Scribe(L.LightningModule):
 
 @dataclass(frozen=True)
 class Job:
-    """One training: its shards, where it writes, and its worker processes."""
+    """One training: its shards, where it writes, its worker processes, and whether its steps draw random numbers."""
 
     shards: Path
     out: Path
     workers: int = 0
+    draws: bool = True
 
     @property
     def log(self) -> Path:
         """One line for each step and rank that was taken, by any run."""
         return self.out / "log.jsonl"
 
-    def newest(self) -> Path | None:
-        """The checkpoint to continue from."""
-        found = (self.out / "checkpoints").glob("*.ckpt")
-        return max(found, key=lambda path: int(path.stem.partition("=")[2]), default=None)
+    def saved(self) -> list[Path]:
+        """The checkpoints, the last saved first."""
+        return complete.complete(self.out / "checkpoints")
 
 
 def train(job: Job, rank: int, world: int, port: int) -> None:
@@ -98,34 +102,38 @@ def train(job: Job, rank: int, world: int, port: int) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    L.seed_everything(0, verbose=False)
+    L.seed_everything(rank, verbose=False)  # each draws its own; weights are the first one's
     data = ShardsDataModule(
         str(job.shards), global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH, num_workers=job.workers,
         start_method="fork" if world == 1 else "forkserver",  # a fork beside gloo's threads may hang
     )  # fmt: skip
-    saver = ModelCheckpoint(job.out / "checkpoints", "{step}", every_n_train_steps=2, save_top_k=-1)
+    saver = Checkpoint(str(job.out / "checkpoints"), every_n_train_steps=2, keep=3)
     trainer = L.Trainer(
         accelerator="cpu", devices=world, strategy="ddp" if world > 1 else "auto", max_epochs=EPOCHS, logger=False,
         plugins=[LightningEnvironment()], callbacks=[saver], enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=job.out,
     )  # fmt: skip
-    newest = job.newest()
-    trainer.fit(Scribe(job.log), data, ckpt_path=None if newest is None else str(newest), weights_only=False)
+    trainer.fit(Scribe(job.log, job.draws), data, ckpt_path="last")
 
 
-def killed(job: Job, worlds: list[int], kills: int, seed: int = 0) -> int:
-    """Run a job to its end, killed `kills` times on the way; the worlds take turns. Returns the number of kills."""
+def killed(job: Job, worlds: list[int], kills: int, seed: int = 0) -> tuple[int, int]:
+    """Run a job to its end, killed `kills` times on the way; the worlds take turns.
+
+    Returns:
+        The number of kills, and of those that had a checkpoint to continue from.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     chance = random.Random(seed)
-    done = 0
+    done = continued = 0
+    most = max(3, STEPS // (kills + 1))  # steps of a run, so that there are checkpoints and the job is not over
     for run in range(10 * kills + 10):
         world, port = worlds[run % len(worlds)], _free_port()
         ranks = [context.Process(target=train, args=(job, rank, world, port)) for rank in range(world)]
         for process in ranks:
             process.start()
         if done < kills:
-            _wait_for_lines(job, ranks, chance.randint(1, 3) * world)
+            _wait_for_lines(job, ranks, chance.randint(1, most) * world)
             time.sleep(chance.uniform(0, 6 * PAUSE))
             first = chance.randrange(world)
             for process in ranks[first:] + ranks[:first]:
@@ -137,10 +145,10 @@ def killed(job: Job, worlds: list[int], kills: int, seed: int = 0) -> int:
                 process.kill()
                 raise AssertionError("a rank hangs")
         if all(process.exitcode == 0 for process in ranks):
-            return done
+            return done, continued
         assert done <= kills and any(process.exitcode == -9 for process in ranks), "a rank failed by itself"
-        if newest := job.newest():
-            assert int(newest.stem.partition("=")[2]) <= STEPS
+        continued += bool(job.saved())
+        assert len(job.saved()) <= 3 + 1 and not any(complete.damage(path) for path in job.saved())
     raise AssertionError("the job does not come to its end")
 
 
@@ -198,21 +206,25 @@ def check(folder: Path, worlds: list[int], kills: int, workers: int = 0, seed: i
         AssertionError: a sample was lost, repeated or moved, or a loss changed.
     """
     shards = make_shards(folder / "shards")
-    peace, war = (Job(shards, folder / name, workers) for name in ("peace", "war"))
+    draws = len(worlds) == 1  # random states are of a number of processes, and go on with that alone
+    peace, war = (Job(shards, folder / name, workers, draws) for name in ("peace", "war"))
     for job in (peace, war):
         job.out.mkdir()
     killed(peace, worlds[:1], 0)
-    assert killed(war, worlds, kills, seed) == kills, "the job was over before all kills were done"
+    done, continued = killed(war, worlds, kills, seed)
+    assert done == kills, "the job was over before all kills were done"
+    assert continued, "no kill left a checkpoint: nothing was continued"
     expected = samples_of_steps(peace)
     assert len(expected) == STEPS and samples_of_steps(war) == expected
     per_epoch = [key for batch in expected[: STEPS // EPOCHS] for key in batch]
     assert set(per_epoch) == {f"s{i:04d}" for i in range(SAMPLES)}
     if len(worlds) == 1:
         assert steps(war) == steps(peace)  # losses too, bit for bit
-        last = f"checkpoints/step={STEPS}.ckpt"
-        ends = [torch.load(job.out / last, weights_only=True)["state_dict"] for job in (peace, war)]
+        assert [path.name for path in war.saved()] == [f"step-{step:06d}" for step in (STEPS, STEPS - 2, STEPS - 4)]
+        ends = [torch.load(job.saved()[0] / complete.WHOLE, weights_only=True)["state_dict"] for job in (peace, war)]
         assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
-    return f"worlds {worlds}: {kills} kills, {len(war.log.read_text().splitlines())} lines for {STEPS} steps"
+    lines = len(war.log.read_text().splitlines())
+    return f"worlds {worlds}: {kills} kills, {continued} of them continued, {lines} lines for {STEPS} steps"
 
 
 def main() -> None:

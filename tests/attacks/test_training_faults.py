@@ -13,6 +13,7 @@ from cropl.callbacks import complete
 from cropl.callbacks.preemption import TERMINATED
 from tests.attacks import faults
 from tests.callbacks.runs import STEPS
+from tests.distributed.worlds import write_samples
 
 STRATEGIES = ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)]
 
@@ -80,17 +81,28 @@ def test_a_disk_that_is_full_for_one_ends_both(tmp_path, strategy, rank):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_killed_while_saving(tmp_path, strategy):
     """Both processes at each of their file operations: the last complete checkpoint continues exactly."""
+    _kill_while_saving(tmp_path, faults.dying, strategy, STEPS, 2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_localizer_killed_while_saving(tmp_path, tiny_localizer):
+    shards = write_samples(tmp_path)
+    _kill_while_saving(tmp_path, faults.dying_localizer, "fsdp2", 5, 5, tiny_localizer, shards)
+
+
+def _kill_while_saving(tmp_path, training, strategy, steps, pace, *args):
     peace, start = tmp_path / "peace", tmp_path / "start"
-    assert faults.run(faults.dying, peace, 2, strategy, None, None) == [0, 0]
+    assert faults.run(training, peace, 2, strategy, None, None, *args) == [0, 0]
     shutil.copytree(peace, start)
     for path in complete.complete(start)[:-2]:
         shutil.rmtree(path)
     number = 0
     while True:
-        number += 2 if number > 8 else 1
+        number += pace if number > 8 else (pace + 1) // 2
         out = faults.copy_of(start, f"war-{number}")
         (out / "log.jsonl").write_text("")
-        with faults.running(faults.dying, out, 2, strategy, "last", number) as ranks:
+        with faults.running(training, out, 2, strategy, "last", number, *args) as ranks:
             while all(process.is_alive() for process in ranks):
                 ranks[0].join(0.05)
             ended = [process.exitcode for process in ranks]
@@ -98,8 +110,8 @@ def test_killed_while_saving(tmp_path, strategy):
                 break
         found = complete.complete(out)
         assert found and not any(complete.damage(path) for path in found)
-        assert faults.run(faults.dying, out, 2, strategy, "last", None) == [0, 0]
+        assert faults.run(training, out, 2, strategy, "last", None, *args) == [0, 0]
         expected = {place: told for place, told in faults.log(peace).items() if place in faults.log(out)}
-        assert faults.log(out) == expected and (STEPS - 1, 1) in expected
+        assert faults.log(out) == expected and (steps - 1, 1) in expected
         assert not [path for path in out.iterdir() if path.name.startswith(".step")]
     assert number > 8

@@ -81,9 +81,9 @@ def fit(folder: Path, ckpt: Any = None, module: Any = None, data: Any = None, wo
         "devices": world, "strategy": "ddp" if world > 1 else "auto", "default_root_dir": folder,
         "plugins": [LightningEnvironment()] if world > 1 else None,
     }  # fmt: skip
-    module = module or Draws()
+    module, callbacks = module or Draws(), [Checkpoint(**saving), *options.pop("callbacks", [])]
     L.seed_everything(0, verbose=False)
-    trainer = L.Trainer(**(settings | options), callbacks=[Checkpoint(**saving), *options.pop("callbacks", [])])
+    trainer = L.Trainer(**(settings | options), callbacks=callbacks)
     trainer.fit(module, data or Numbers(), ckpt_path=None if ckpt is None else str(ckpt))
     return module, trainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -13,6 +14,7 @@ import torch
 
 from cropl.callbacks import complete, rng
 from cropl.callbacks.checkpoint import Checkpoint
+from cropl.callbacks.run_folder import BEST
 from cropl.errors import RunError
 from tests.callbacks.runs import ACCUMULATE, STEPS, Draws, fit
 
@@ -101,6 +103,24 @@ def test_a_new_run_leaves_what_it_finds(tmp_path, caplog):
     assert module.steps[0][0] == 2, "the last is what was saved last, not what got furthest"
 
 
+def test_only_checkpoints_of_the_run_are_deleted(tmp_path, caplog):
+    """A run that goes on in another run's folder leaves that one's alone, its best as well; its own are pruned."""
+    scores = [0.0, 0.1, 0.9, 0.3, 0.5, 0.5, 0.6, 0.4, 0.2, 0.1, 0.2, 0.1]
+    options = {"ckpt_monitor": "score", "val_check_interval": ACCUMULATE, "ckpt_keep": 2}
+    fit(tmp_path / "a", module=Draws(scores=scores), max_steps=4, ckpt_keep=2)
+    fit(tmp_path / "b", module=Draws(scores=scores), max_steps=12, ckpt_every_n_train_steps=4, **options)
+    others = ["step-000012", "step-000008", "step-000002"]
+    assert [path.name for path in complete.complete(tmp_path / "b")] == others
+    fit(tmp_path / "b", tmp_path / "a" / "step-000004", module=Draws(scores=scores), max_steps=7, **options)
+    assert "has checkpoints of an earlier run, up to step-000012" in caplog.text
+    assert [path.name for path in complete.complete(tmp_path / "b")] == ["step-000007", "step-000006", *others]
+    best = json.loads((tmp_path / "b" / BEST).read_text())
+    assert best["name"] == "step-000006", "the other run's score is none of its own"
+    fit(tmp_path / "b", "last", module=Draws(scores=scores), max_steps=10, **options)
+    mine = ["step-000010", "step-000009", "step-000006"]  # it goes on knowing its own; step 8 has been replaced
+    assert [path.name for path in complete.complete(tmp_path / "b")] == [*mine, "step-000012", "step-000002"]
+
+
 def test_last_without_any_starts_anew(tmp_path):
     module, _ = fit(tmp_path, "last", max_steps=1)
     assert module.steps[0][0] == 0
@@ -171,3 +191,9 @@ def test_the_last_line_names_log_and_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         fit(tmp_path, "last", module=Interrupted())
     assert said[-1] == f"stopped; `--ckpt_path last` continues from {tmp_path / 'step-000003'}"
+
+
+def test_last_without_a_checkpoint_says_that_it_starts_anew(tmp_path, caplog):
+    _, trainer = fit(tmp_path, ckpt="last", max_steps=1)
+    assert trainer.global_step == 1
+    assert f"no checkpoint lies in {tmp_path}, and the training starts anew" in caplog.text

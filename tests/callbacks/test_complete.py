@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from cropl.callbacks import complete
+from cropl.parallel import METADATA
 
 CHECKPOINT = {"weights": torch.arange(3000.0), "step": 7}
 WRITING = ("write", "fsync", "replace", "mkdir", "rmdir", "unlink", "remove", "open")
@@ -29,7 +30,7 @@ def save(target: Path, checkpoint=CHECKPOINT) -> None:
 def save_parts(target: Path) -> None:
     """As several processes do it: the first has written an index, each its part."""
     partial = complete.begin(target)
-    for name in (".metadata", "__0_0.distcp", "__1_0.distcp", complete.SHARDED):
+    for name in (".metadata", "__0_0.distcp", "__1_0.distcp", METADATA):
         (partial / name).write_bytes(name.encode() * 1000)
     complete.finish(
         partial, target, complete.synced(partial, slice(0, None, 2)) | complete.synced(partial, slice(1, None, 2))
@@ -68,7 +69,7 @@ def test_what_is_written(tmp_path):
     assert not complete.damage(tmp_path / "step-1") and not complete.damage(tmp_path / "step-2")
     said = json.loads((tmp_path / "step-1" / complete.MARKER).read_text())
     path = tmp_path / "step-1" / complete.WHOLE
-    assert said == {"number": 1, "files": {complete.WHOLE: complete.digest_of(path)}}
+    assert said == {"number": 1, "run": "", "files": {complete.WHOLE: complete.digest_of(path)}}
     assert torch.equal(torch.load(path, weights_only=True)["weights"], CHECKPOINT["weights"])
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from types import SimpleNamespace
 
 import lightning as L
@@ -14,8 +16,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
+from cropl.callbacks.checkpoint import Checkpoint
 from cropl.callbacks.ema import EMA
 from cropl.callbacks.export import Export
+from cropl.callbacks.preemption import Preempted
 from cropl.parallel import shard
 
 DECAY = 0.8
@@ -46,9 +50,9 @@ class Line(L.LightningModule):
         self.exported = self.layer.weight.detach().clone()
 
 
-def _fit(folder, steps, ckpt=None, accumulate=1, callbacks=(), module=None, ema=None):
+def _fit(folder, steps, ckpt=None, accumulate=1, callbacks=(), module=None, ema=None, saver=None):
     module, ema = module or Line(), ema or EMA(DECAY)
-    saver = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=2, save_last=True)
+    saver = saver or ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=2, save_last=True)
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, logger=False, enable_progress_bar=False, enable_model_summary=False,
         accumulate_grad_batches=accumulate, val_check_interval=3, check_val_every_n_epoch=None,
@@ -113,6 +117,44 @@ def test_a_failure_in_validation_leaves_the_weights(tmp_path):
     with pytest.raises(RuntimeError, match="no answer"):
         _fit(tmp_path, 6, module=module)
     assert torch.equal(module.layer.weight, module.trained[-1])
+
+
+def test_a_signal_in_a_validation_saves_the_weights(tmp_path):
+    class Signalled(Line):
+        def validation_step(self, batch, index):
+            super().validation_step(batch, index)
+            if len(self.trained) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    module = Signalled()
+    with pytest.raises(Preempted):
+        _fit(tmp_path, 6, module=module, saver=Checkpoint(str(tmp_path), every_n_train_steps=50))
+    saved = torch.load(tmp_path / "step-000003" / "checkpoint.ckpt", weights_only=True)
+    assert torch.equal(saved["state_dict"]["layer.weight"], module.trained[2])
+    averages = saved["callbacks"]["EMA"]["averages"]
+    average = _expected(Line().layer.weight.detach(), module.trained)[2]
+    torch.testing.assert_close([averages["layer.weight"], module.validated[-1]], [average] * 2)
+    assert torch.equal(module.layer.weight, module.trained[2])
+
+
+def test_whoever_saves_in_a_validation_saves_the_weights(tmp_path):
+    class Saving(Line):
+        def validation_step(self, batch, index):
+            self.trainer.save_checkpoint(tmp_path / "own.ckpt")
+            super().validation_step(batch, index)
+
+    module = Saving()
+    _fit(tmp_path, 3, module=module)
+    saved = torch.load(tmp_path / "own.ckpt", weights_only=True)
+    assert torch.equal(saved["state_dict"]["layer.weight"], module.trained[2])
+    assert not torch.equal(module.validated[-1], module.trained[2]), "the averages are back in their place"
+
+
+def test_a_training_that_had_ended_exports_the_averages(tmp_path):
+    first = _fit(tmp_path, 4)
+    again = _fit(tmp_path, 4, ckpt=str(tmp_path / "step=4.ckpt"), callbacks=[Export(str(tmp_path / "export"))])
+    assert not again.trained and torch.equal(again.exported, first.layer.weight)
+    assert not torch.equal(again.exported, first.trained[3])
 
 
 def test_mistakes_are_told(tmp_path):

@@ -21,6 +21,7 @@ from cropl.cli import main
 from cropl.commands.export import find
 from cropl.models.vlm import load_vlm
 from cropl.modules.instruction import InstructionModule
+from cropl.parallel import METADATA
 from cropl.testbed.samples import samples
 from tests.reference.checkpoints import tiny_llava as tiny_llava
 from tests.reference.checkpoints import tiny_localizer as tiny_localizer
@@ -180,6 +181,6 @@ def test_a_run_stands_for_its_newest_checkpoint(tmp_path):
     newest.unlink()
     assert find(tmp_path).read_text() == "step-4"
     (newest.parent / complete.MARKER).unlink()
-    (newest.parent / complete.SHARDED).touch()
+    (newest.parent / METADATA).touch()
     with pytest.raises(ValueError, match="cropl consolidate .*step-10"):
         find(newest.parent)
