@@ -13,18 +13,14 @@ It is a measurement, not a test: the exit code is 0 however slow it is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from cropl import recipe
-from cropl.commands.arguments import check_writable
+from cropl.commands.measurement import configured, result_file, write
 from cropl.commands.printing import counted, table_console
-from cropl.errors import UsageError, check_keys
 
-RECIPE = "bench/data"
 WANTED = 0.95
 """Share of what the stages, or the cores, allow: below it the stream itself is in the way."""
 
@@ -34,26 +30,11 @@ def run(args: Sequence[str]) -> int:
     if "-h" in args or "--help" in args:
         print(__doc__)
         return 0
-    recipes, overrides = recipe.parse_flags(args)
-    known = recipe.load([RECIPE])
-    config = recipe.load([RECIPE, *recipes], overrides)
-    check_keys(config, list(known), "bench data")
-    for key in ("samples", "batch", "rounds", "workers", "worker_batches"):
-        number = config[key]
-        if type(number) is not int and not (key == "workers" and number is None):
-            raise UsageError(f"bench data: {key} must be an integer, got {number!r}")
-        if number is not None and number < 1:
-            raise UsageError(f"bench data: {key} must be at least 1, got {number}")
-    out = None if config["out"] is None else Path(str(config["out"]))
-    if out is not None:
-        if out.is_dir():
-            raise UsageError(f"out {out} is a folder; give a file, such as {out / 'data.json'}")
-        check_writable(out.parent)
+    config = configured("data", args, ("samples", "batch", "rounds", "workers", "worker_batches"), optional="workers")
+    out = result_file("data", config)
     made = bench(config)
     show(made)
-    if out is not None:
-        out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {out}")
+    write(made, out)
     return 0
 
 

@@ -14,17 +14,13 @@ It is a measurement, not a test: the exit code is 0 however slow it is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from cropl import recipe
-from cropl.commands.arguments import check_writable
+from cropl.commands.measurement import configured, result_file, write
 from cropl.commands.printing import table_console
-from cropl.errors import UsageError, check_keys, nearest
+from cropl.errors import UsageError, nearest
 
-RECIPE = "bench/train"
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -33,29 +29,14 @@ def run(args: Sequence[str]) -> int:
     if "-h" in args or "--help" in args:
         print(__doc__)
         return 0
-    recipes, overrides = recipe.parse_flags(args)
-    known = recipe.load([RECIPE])
-    config = recipe.load([RECIPE, *recipes], overrides)
-    check_keys(config, list(known), "bench train")
-    for key in ("batch", "rounds", "vocabulary"):
-        number = config[key]
-        if type(number) is not int and not (key == "vocabulary" and number is None):
-            raise UsageError(f"bench train: {key} must be an integer, got {number!r}")
-        if number is not None and number < 1:
-            raise UsageError(f"bench train: {key} must be at least 1, got {number}")
+    config = configured("train", args, ("batch", "rounds", "vocabulary"), optional="vocabulary")
     peak = config["peak_tflops"]
     if peak is not None and (isinstance(peak, bool) or not isinstance(peak, int | float) or peak <= 0):
         raise UsageError(f"bench train: peak_tflops must be a positive number, got {peak!r}")
-    out = None if config["out"] is None else Path(str(config["out"]))
-    if out is not None:
-        if out.is_dir():
-            raise UsageError(f"out {out} is a folder; give a file, such as {out / 'train.json'}")
-        check_writable(out.parent)
+    out = result_file("train", config)
     made = bench(config)
     show(made)
-    if out is not None:
-        out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-        print(f"written: {out}")
+    write(made, out)
     return 0
 
 
