@@ -16,10 +16,15 @@ from cropl.evaluation import schema
 
 METHODS = {
     "dense": "cropl.pruning.dense.Dense",
+    "divprune": "cropl.pruning.divprune.DivPrune",
+    "fastv": "cropl.pruning.fastv.FastV",
     "ilp": "cropl.pruning.ilp.ILP",
     "plc": "cropl.pruning.plc.PLC",
     "prune": "cropl.pruning.ilp.ILP",  # the paper's name for ILP(layer=0, positions="compact")
+    "pyramiddrop": "cropl.pruning.pyramiddrop.PyramidDrop",
     "random": "cropl.pruning.random.RandomTokens",
+    "sparsevlm": "cropl.pruning.sparsevlm.SparseVLM",
+    "uniform": "cropl.pruning.uniform.UniformTokens",
 }
 """Short names of methods. Any other method is named by its class path."""
 

@@ -9,24 +9,34 @@ patch.kept_B  # visual tokens that stayed, per row
 
 from cropl.pruning.base import DecoderView, InnerLLM, NotSupportedError, PreLLM, PruningError
 from cropl.pruning.dense import Dense
+from cropl.pruning.divprune import DivPrune
+from cropl.pruning.fastv import FastV
 from cropl.pruning.hooks import Patch
 from cropl.pruning.ilp import ILP
 from cropl.pruning.patch import pruned
 from cropl.pruning.plc import PLC
+from cropl.pruning.pyramiddrop import PyramidDrop
 from cropl.pruning.random import RandomTokens
 from cropl.pruning.request import keep_mask, region_mask
+from cropl.pruning.sparsevlm import SparseVLM
+from cropl.pruning.uniform import UniformTokens
 
 __all__ = [
     "ILP",
     "PLC",
     "DecoderView",
     "Dense",
+    "DivPrune",
+    "FastV",
     "InnerLLM",
     "NotSupportedError",
     "Patch",
     "PreLLM",
     "PruningError",
+    "PyramidDrop",
     "RandomTokens",
+    "SparseVLM",
+    "UniformTokens",
     "keep_mask",
     "pruned",
     "region_mask",

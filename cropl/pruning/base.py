@@ -9,13 +9,15 @@ Shapes: B rows, S sequence, D hidden width, V visual tokens of one image, M kept
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from cropl.grid import Region, TokenGrid
+from cropl.models.attention import LayerInput
 
 Positions = Literal["original", "compact"]
 """Positions of surviving tokens: their own, or renumbered as if the dropped tokens had never been there."""
@@ -39,6 +41,8 @@ class DecoderView:
         visual_BS: bool, the visual tokens.
         attended_BS: bool, False on padding.
         requested_BS: bool, the positions that the caller's regions (or `keep`) leave; None where neither was given.
+        attention: by layer, what its attention was given: of those in `InnerLLM.watches`, and of `layer` to come.
+        total_B: visual tokens of each row before any was dropped.
         placed: for methods that compress, one (token grid, region) per row of the batch; None for rows without an
             image or without a region.
     """
@@ -48,7 +52,20 @@ class DecoderView:
     visual_BS: Tensor
     attended_BS: Tensor
     requested_BS: Tensor | None
+    attention: Callable[[int], LayerInput]
+    total_B: Sequence[int] = ()
     placed: Sequence[tuple[TokenGrid, Region] | None] | None = None
+
+    @property
+    def living_BS(self) -> Tensor:
+        """Bool: the visual tokens that are no padding."""
+        return self.visual_BS & self.attended_BS
+
+    @property
+    def last_B(self) -> Tensor:
+        """Long: where each row's last token stands, the one that the answer begins behind."""
+        position_S = torch.arange(self.attended_BS.shape[1], device=self.attended_BS.device)
+        return (self.attended_BS * position_S).amax(1)
 
     def places(self, rows: Sequence[int]) -> list[tuple[TokenGrid, Region]]:
         """Token grid and region of these rows.
@@ -77,6 +94,11 @@ class InnerLLM(ABC):
     @abstractmethod
     def layers(self) -> tuple[int, ...]:
         """Ascending decoder layers before which `keep` is asked, in 0..L; a layer of L never comes."""
+
+    @property
+    def watches(self) -> tuple[int, ...]:
+        """Decoder layers whose attention `keep` looks at when they have run."""
+        return ()
 
     @property
     def needs_request(self) -> bool:

@@ -14,6 +14,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from cropl.models.attention import LayerInput, input_of
 from cropl.models.vlm import VLM
 from cropl.pruning.base import InnerLLM, NotSupportedError, PreLLM, PruningError
 from cropl.pruning.cache import Prefix, PrunedCache, check_cache
@@ -70,6 +71,9 @@ class Patch:
         for index in range(first, self._vlm.num_layers):
             hook = partial(self._before_layer, index)
             self._handles.append(layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+        for index in self._method.watches:
+            hook = partial(self._before_attention, index)
+            self._handles.append(layers[index].self_attn.register_forward_pre_hook(hook, with_kwargs=True))
         self.active = True
 
     def remove(self) -> None:
@@ -164,10 +168,10 @@ class Patch:
         if self._method.layers:
             if isinstance(self._method, Compression):
                 placed = self._request.places(self._vlm, counts, kwargs)
-                run.prefill = Prefill(attended_BS, visual_BS, attended_BS, None, placed)
+                run.prefill = Prefill(attended_BS, visual_BS, attended_BS, None, placed, counts)
             else:
                 requested_BS = self._request.mask(self._vlm, visual_BS, counts, kwargs)
-                run.prefill = Prefill(attended_BS, visual_BS, attended_BS, requested_BS)
+                run.prefill = Prefill(attended_BS, visual_BS, attended_BS, requested_BS, None, counts)
 
     def _start_step(self, run: Run, cache: PrunedCache, kwargs: Kwargs) -> None:
         prefix, mask_BS = cache.prefix, kwargs.get("attention_mask")
@@ -210,8 +214,21 @@ class Patch:
         kwargs = {**kwargs, "attention_mask": run.mask, "position_embeddings": run.rope, "position_ids": None}
         return (hidden, *args[1:]), kwargs
 
+    def _before_attention(self, index: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        """Note what a watched layer looks at, in a prefill."""
+        run = self._own_run()
+        if run is not None and run.prefill is not None:
+            run.attention[index] = LayerInput.of(module, args, kwargs)
+
     def _prune(self, run: Run, prefill: Prefill, index: int, hidden_BSD: Tensor, kwargs: Kwargs) -> Tensor:
-        pruning = prefill.prune(self._method, index, hidden_BSD)
+        rope = kwargs["position_embeddings"] if run.rope is None else run.rope
+
+        def attention(layer: int) -> LayerInput:
+            ahead = layer == index  # this layer has not run yet
+            return input_of(self._vlm.decoder.layers[layer], hidden_BSD, rope) if ahead else run.attention[layer]
+
+        pruning = prefill.prune(self._method, index, hidden_BSD, attention)
+        run.attention.clear()
         if pruning is None:
             return self._method.rewrite(hidden_BSD, prefill.visual_BS & prefill.attended_BS)
         rows, kept = pruning

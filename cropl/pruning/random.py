@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
+from cropl.pruning.select import Tokens, check_tokens, wanted
 
 
 class RandomTokens(InnerLLM):
@@ -27,15 +28,12 @@ class RandomTokens(InnerLLM):
 
     def __init__(
         self,
-        tokens: int | float,
+        tokens: Tokens,
         seed: int | Sequence[int] = 0,
         layer: int = 2,
         positions: Positions = "original",
     ) -> None:
-        is_count = isinstance(tokens, int) and not isinstance(tokens, bool)
-        if not (is_count and tokens >= 1) and not (isinstance(tokens, float) and 0 < tokens <= 1):
-            raise ValueError(f"tokens={tokens!r}: must be a count >= 1 or a share in (0, 1]")
-        self.tokens = tokens
+        self.tokens = check_tokens(tokens)
         self.seeds = [seed] if isinstance(seed, int) else [operator.index(value) for value in seed]
         if not self.seeds:
             raise ValueError("seed=[]: give one seed, or one per row")
@@ -62,12 +60,7 @@ class RandomTokens(InnerLLM):
 
     def _draw(self, seed: int, count: int) -> Tensor:
         """Bool (count,): the kept ones. Drawn on the CPU, so that every device keeps the same."""
-        if isinstance(self.tokens, float):
-            kept = max(1, round(self.tokens * count)) if count else 0
-        else:
-            kept = self.tokens if count else 0
-        if kept > count:
-            raise ValueError(f"tokens={self.tokens}: more than the {count} visual tokens of a row")
+        kept = wanted(self.tokens, count)
         generator = torch.Generator().manual_seed(seed)
         keep_V = torch.zeros(count, dtype=torch.bool)
         keep_V[torch.randperm(count, generator=generator)[:kept]] = True

@@ -6,12 +6,14 @@ Shapes: B rows, S positions of the unpruned sequence, M surviving ones, T new on
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cropl.models.attention import LayerInput
 from cropl.pruning.base import DecoderView, InnerLLM
 from cropl.pruning.cache import Group, Prefix
 from cropl.pruning.gather import Rows, dropped_before
@@ -29,7 +31,7 @@ class Prefill:
     Attributes:
         full_BS: bool, the attended positions of the unpruned sequence.
         visual_BS, attended_BS, requested_BS: see `DecoderView`; they shrink with every prune.
-        placed: see `DecoderView`.
+        placed, total_B: see `DecoderView`.
         groups: what was pruned so far.
     """
 
@@ -38,14 +40,19 @@ class Prefill:
     attended_BS: Tensor
     requested_BS: Tensor | None
     placed: Places | None = None
+    total_B: Sequence[int] = ()
     groups: list[Group] = field(default_factory=list)
 
-    def prune(self, method: InnerLLM, layer: int, hidden_BSD: Tensor) -> tuple[Rows, list[int]] | None:
+    def prune(
+        self, method: InnerLLM, layer: int, hidden_BSD: Tensor, attention: Callable[[int], LayerInput]
+    ) -> tuple[Rows, list[int]] | None:
         """Ask the method and drop tokens: the rows to gather from the current positions, and each row's visual tokens.
 
         None if no row loses a token: then nothing is touched, and padding stays where it was.
         """
-        view = DecoderView(layer, hidden_BSD, self.visual_BS, self.attended_BS, self.requested_BS, self.placed)
+        view = DecoderView(
+            layer, hidden_BSD, self.visual_BS, self.attended_BS, self.requested_BS, attention, self.total_B, self.placed
+        )
         keep_BS = method.keep(view)
         if keep_BS.dtype != torch.bool or keep_BS.shape != self.visual_BS.shape:
             raise ValueError(
@@ -83,6 +90,7 @@ class Run:
         attention_mask_BS: the 2-D mask of the call.
         prefill: set in a prefill; `prefix` in a decoding step on a pruned cache; neither where nothing is pruned.
         group: the layer group that `mask` and `rope` belong to.
+        attention: of a prefill, what layers that the method watches were given since the last prune.
     """
 
     outer: bool
@@ -95,6 +103,7 @@ class Run:
     group: Group | None = None
     mask: Tensor | None = None
     rope: Rope | None = None
+    attention: dict[int, LayerInput] = field(default_factory=dict)
 
     def enter_pruned(self, decoder: Any, group: Group, hidden_BMD: Tensor, layer: Kwargs, compact: bool) -> None:
         """After a prune: mask and position embeddings of the survivors, from the keyword arguments of the layer."""
