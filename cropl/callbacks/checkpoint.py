@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import lightning as L
 import torch
@@ -19,10 +18,11 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from cropl.callbacks import complete, due, hyperparameters, identity, rng
+from cropl.callbacks.best import Best
 from cropl.callbacks.due import Boundary
 from cropl.callbacks.preemption import Signals
 from cropl.callbacks.processes import together
-from cropl.callbacks.run_folder import Best, Claim, last, prune, warn_of_earlier
+from cropl.callbacks.run_folder import Claim, last, lies_in, prune, run_of
 from cropl.callbacks.writer import attach
 from cropl.errors import RunError
 
@@ -82,7 +82,7 @@ class Checkpoint(ModelCheckpoint):
         self._loaded: dict[str, Any] | None = None
         self._fresh: hyperparameters.Hyperparameters = []
         self._changed = False
-        self._run = ""  # name of this run and of what it continues: other runs' checkpoints are never deleted
+        self._run = ""  # name of this run, see `run_of`: other runs' checkpoints are never deleted
         self._scored = False  # validated, and not yet compared
         self._early = False  # whether a validation was due when the last checkpoint was written
         self._log_dir = Path()
@@ -108,7 +108,10 @@ class Checkpoint(ModelCheckpoint):
     def _find_last_checkpoints(self, trainer: L.Trainer) -> set[str]:
         """For ``ckpt_path="last"``; what it holds is only read when it is loaded."""
         folder, first = self.folder(trainer), trainer.is_global_zero
-        newest = last(folder, tell=first)
+        try:
+            newest = last(folder, tell=first)
+        except ValueError as error:
+            raise ValueError(f"{error}: leave out --ckpt_path to start anew") from None
         if newest is None:
             if first:
                 _log.warning("--ckpt_path last: no checkpoint lies in %s, and the training starts anew", folder)
@@ -139,24 +142,21 @@ class Checkpoint(ModelCheckpoint):
             return
         self._signals.install(trainer)
         rng.keep_loaders_apart(trainer)
-        if self._loaded is None:
-            self._run = trainer.strategy.broadcast(uuid4().hex)
-            warn_of_earlier(self._path)
-            return
         loaded, self._loaded = self._loaded, None
+        source, first = Path(self.last_model_path) if loaded is not None else None, trainer.is_global_zero
+        self._run = together(lambda: run_of(self._path, source) if first else "", "this run cannot start")[0]
+        if loaded is None or source is None:
+            return
         trainer.fit_loop._load_combined_loader_states()  # lost where a schedule has asked for the number of steps
         rng.restore_own(trainer, loaded["rng"])
         self._drawn = rng.capture()  # a validation may come first
         if self._changed:
             hyperparameters.put_back(trainer, self._fresh)
         self._boundary = Boundary(loaded["loops"], self._drawn, loaded["validate"], loaded["known"])
-        if Path(self.last_model_path).resolve().parent == self._path.resolve():
+        if lies_in(self._path, source):
             self._last_global_step_saved = trainer.global_step
-        else:
-            warn_of_earlier(self._path)
-        self._run = loaded["run"] or trainer.strategy.broadcast(uuid4().hex)
         if self._best is not None:
-            self._best.read(self._path, self._run)
+            self._best.take_over(trainer, self._path, source, self._run)
         if self._boundary.validate:
             due.validate(trainer, pl_module)
             self._settle(trainer)
@@ -234,16 +234,12 @@ class Checkpoint(ModelCheckpoint):
             self._signals.leave(trainer, signals, self.last_model_path)
 
     def _compare(self, trainer: L.Trainer, best: Best) -> None:
-        scores = {name: float(score) for name, score in trainer.callback_metrics.items()}
-        if best.monitor not in scores:
-            raise ValueError(f"monitor {best.monitor!r}: validation logs no such score, but {', '.join(scores)}")
-        score = trainer.strategy.broadcast(scores[best.monitor])  # one process decides for all
-        if best.beaten_by(score):
+        if best.beaten_by(score := best.score_of(trainer)):
             self._save(trainer)
             if self._last_global_step_saved == trainer.global_step:
                 best.name, best.score = Path(self.last_model_path).name, score
                 self.best_model_path, self.best_model_score = self.last_model_path, torch.tensor(score)
-                together(lambda: best.write(self._path) if trainer.is_global_zero else None, "cannot note the best")
+                best.note(trainer, self._path, self._run)
 
     # What is in it
 
@@ -260,8 +256,11 @@ class Checkpoint(ModelCheckpoint):
             return
         self.last_model_path = self._last_checkpoint_saved = str(target)
         self._early = self._boundary is not None and self._boundary.validate
+        if self._best is not None and self._best.name == target.name:  # saved once more, as it knows a validation now
+            self._best.note(trainer, self._path, self._run)
         first, failed = trainer.is_global_zero, "cannot delete an old checkpoint"
-        together(lambda: prune(target, self._run, self.keep, self._best) if first else None, failed)
+        best = self._best.name if self._best is not None else ""
+        together(lambda: prune(target, self._run, self.keep, best) if first else None, failed)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         at = self._boundary or Boundary(checkpoint["loops"]["fit_loop"], rng.capture(), False)

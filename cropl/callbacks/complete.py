@@ -166,6 +166,11 @@ def marker(folder: Path) -> dict[str, Any]:
         return {}
 
 
+def seal(folder: Path) -> str:
+    """What no other checkpoint has, of whatever name: the SHA-256 of the marker; empty if there is none to read."""
+    return str(digest_of(folder / MARKER)["sha256"]) if marker(folder) else ""
+
+
 def damage(folder: Path, content: bool = True, share: slice = slice(None)) -> str:
     """What is wrong with a checkpoint's folder; empty if nothing is.
 

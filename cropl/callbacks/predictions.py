@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import BasePredictionWriter
 
 from cropl.callbacks.processes import together
+from cropl.errors import RunError
 
 
 class Predictions(BasePredictionWriter):
@@ -22,13 +23,14 @@ class Predictions(BasePredictionWriter):
     has, so that memory does not grow with the data.
 
     Args:
-        folder: where to write; made if it is not there.
+        folder: where to write; made if it is not there. All machines must see it.
         regions: also write ``regions.jsonl`` with the key and the region of each sample that has one, for the argument
             ``regions`` of data modules of shards.
 
     Raises:
         ValueError: a prediction has no key, or cannot be written as JSON.
-        RunError: in all processes, predictions of a sample differ, or the file cannot be written.
+        RunError: in all processes, predictions of a sample differ, those of a process are not in the folder, or the
+            file cannot be written.
     """
 
     def __init__(self, folder: str, regions: bool = False) -> None:
@@ -50,7 +52,7 @@ class Predictions(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        with open(self._part(trainer.global_rank), "a", encoding="utf-8") as part:
+        with open(self._part(trainer.global_rank), "a", encoding="utf-8", newline="\n") as part:
             part.writelines(f"{_line(row)}\n" for row in prediction)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,7 +62,13 @@ class Predictions(BasePredictionWriter):
 
     def _merge(self, world: int) -> None:
         parts = [self._part(rank) for rank in range(world)]
-        rows = merged(row for part in parts for row in part.read_text(encoding="utf-8").splitlines())
+        for rank, part in enumerate(parts):
+            if not part.is_file():
+                raise RunError(
+                    f"the predictions of process {rank} are not in {self.folder}: all machines must see this folder, "
+                    "so give one of a file system that they share"
+                )
+        rows = merged(line for part in parts for line in _lines(part))
         _write(self.folder / "predictions.jsonl", rows)
         if self.regions:
             found = [json.loads(row) for row in rows]
@@ -87,6 +95,13 @@ def merged(lines: Iterable[str]) -> list[str]:
     return [found[key] for key in sorted(found)]
 
 
+def _lines(part: Path) -> Iterator[str]:
+    """The lines of a file; texts in them may hold what Unicode takes for a line's end, such as U+2028."""
+    with open(part, encoding="utf-8", newline="\n") as file:
+        for line in file:
+            yield line.removesuffix("\n")
+
+
 def _line(row: dict[str, Any]) -> str:
     if not isinstance(row, dict) or not isinstance(row.get("key"), str):
         raise ValueError(f"a prediction needs the key of its sample, got {str(row)[:80]}")
@@ -99,7 +114,7 @@ def _line(row: dict[str, Any]) -> str:
 def _write(path: Path, lines: Iterable[str]) -> None:
     """There whole or not at all."""
     part = path.with_name(f".{path.name}.part")
-    with open(part, "w", encoding="utf-8") as file:
+    with open(part, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
         file.flush()
         os.fsync(file.fileno())

@@ -1,20 +1,17 @@
-"""A folder of checkpoints that one run at a time writes into, and the best checkpoint in it by a score."""
+"""A folder of checkpoints that one run at a time writes into, and whose they are."""
 
 from __future__ import annotations
 
-import json
 import logging
-import math
-import os
 from pathlib import Path
-from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
 from cropl.callbacks import complete
 from cropl.errors import RunError
 
-BEST, LOCK = "best.json", ".lock"
+LOCK = ".lock"
 
 _log = logging.getLogger(__name__)
 
@@ -61,13 +58,13 @@ def last(folder: Path, tell: bool) -> Path | None:
         tell: warn of each that is damaged.
 
     Raises:
-        ValueError: all are damaged.
+        ValueError: all are damaged; what to do is for the caller to say.
     """
     found, damaged = complete.complete(folder), complete.damaged(folder)
     for path, wrong in damaged.items() if tell else ():
         _log.warning("the checkpoint %s is DAMAGED and left out: %s", path, wrong)
     if damaged and not found:
-        raise ValueError(f"no checkpoint in {folder} is complete: leave out --ckpt_path to start anew")
+        raise ValueError(f"no checkpoint in {folder} is complete")
     return found[0] if found else None
 
 
@@ -80,49 +77,39 @@ def warn_of_earlier(folder: Path) -> None:
         )  # fmt: skip
 
 
-def prune(newest: Path, run: str, keep: int, best: Best | None) -> None:
+def run_of(folder: Path, loaded: Path | None) -> str:
+    """The name of a run that starts in a folder: that of the run that it continues there, or a new one.
+
+    It continues a run where it has loaded the newest sound checkpoint of it in the folder. From an earlier one, or from
+    one in another folder, it is a branch: what was saved there since is none of its own, and not its to delete.
+
+    Args:
+        folder: of checkpoints.
+        loaded: the checkpoint that the run starts from, if any.
+    """
+    if loaded is not None and _is_newest(folder, loaded):
+        return str(complete.marker(loaded)["run"])
+    warn_of_earlier(folder)
+    return uuid4().hex
+
+
+def lies_in(folder: Path, checkpoint: Path) -> bool:
+    """Whether a checkpoint is one of this folder's."""
+    return checkpoint.resolve().parent == folder.resolve()
+
+
+def _is_newest(folder: Path, loaded: Path) -> bool:
+    own = complete.marker(loaded)
+    if not lies_in(folder, loaded) or not own.get("run"):
+        return False
+    others = ((path, complete.marker(path)) for path in complete.complete(folder))
+    later = (path for path, said in others if said.get("run") == own["run"] and said["number"] > own["number"])
+    return all(complete.damage(path) for path in later)
+
+
+def prune(newest: Path, run: str, keep: int, best: str) -> None:
     """Delete a run's older checkpoints; the newest is known to be complete, the best stays, and so do other runs'."""
     mine = [path for path in complete.complete(newest.parent) if complete.marker(path).get("run") == run]
     for path in [path for path in mine if path != newest][keep - 1 :]:
-        if best is None or path.name != best.name:
+        if path.name != best:
             complete.remove(path)
-
-
-class Best:
-    """Which checkpoint has the best score; kept in a file of the folder, so that a continued run knows it.
-
-    Args:
-        monitor: the score's name.
-        mode: whether the best is the ``max`` or the ``min``.
-    """
-
-    def __init__(self, monitor: str, mode: str):
-        self.monitor, self.mode = monitor, mode
-        self.name, self.score = "", math.nan
-
-    def read(self, folder: Path, run: str) -> None:
-        """Go on from what the folder says, if it is about this score, and a checkpoint of this run that is there."""
-        try:
-            said: dict[str, Any] = json.loads((folder / BEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return
-        same = (said.get("monitor"), said.get("mode")) == (self.monitor, self.mode)
-        if same and complete.marker(folder / str(said.get("name"))).get("run") == run:
-            self.name, self.score = str(said["name"]), float(said["score"])
-
-    def beaten_by(self, score: float) -> bool:
-        """Whether a score is better; one that is no number never is."""
-        if not math.isfinite(score):
-            return False
-        return math.isnan(self.score) or (score > self.score if self.mode == "max" else score < self.score)
-
-    def write(self, folder: Path) -> None:
-        """Note name and score in the folder."""
-        said = {"monitor": self.monitor, "mode": self.mode, "name": self.name, "score": self.score}
-        part = folder / f".{BEST}.partial"
-        with open(part, "w", encoding="utf-8") as file:
-            json.dump(said, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, folder / BEST)
-        complete.sync_folder(folder)

@@ -84,7 +84,6 @@ def find(given: Path) -> Path:
         UsageError: there is none, it is damaged, or its weights are sharded.
     """
     from cropl.callbacks import complete
-    from cropl.callbacks.run_folder import last
     from cropl.parallel import METADATA, consolidated
 
     if given.is_file():
@@ -93,12 +92,7 @@ def find(given: Path) -> Path:
         raise UsageError(f"{given}: no such checkpoint")
     step = given
     if not any((given / name).is_file() for name in (complete.WHOLE, METADATA)):
-        newest = last(given, tell=True) or last(given / "checkpoints", tell=True)
-        if newest is None:
-            raise UsageError(
-                f"{given}: no checkpoint lies in this folder; give the folder of a run, or of a step of it"
-            )
-        step = newest
+        step = _newest(given)
     if (step / complete.MARKER).is_file() and (wrong := complete.damage(step)):
         raise UsageError(f"{step} is damaged: {wrong}")
     if not (step / complete.WHOLE).is_file():
@@ -107,6 +101,19 @@ def find(given: Path) -> Path:
             f"{step} holds sharded weights: `cropl consolidate {step} {file}` makes one file of it, to be exported"
         )
     return step / complete.WHOLE
+
+
+def _newest(run: Path) -> Path:
+    """The newest sound checkpoint of a run, or in a folder of checkpoints."""
+    from cropl.callbacks.run_folder import last
+
+    try:
+        newest = last(run, tell=True) or last(run / "checkpoints", tell=True)
+    except ValueError as error:
+        raise UsageError(f"{error}, and none can be exported: give a copy of one, or another run") from None
+    if newest is None:
+        raise UsageError(f"{run}: no checkpoint lies in this folder; give the folder of a run, or of a step of it")
+    return newest
 
 
 def _check_dtype(dtype: str | None) -> None:

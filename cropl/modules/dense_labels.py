@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cropl.errors import RunError
 from cropl.models.card import Card
 from cropl.models.export import write_checkpoint
 from cropl.models.vlm import load_vlm
 from cropl.modules.base import TrainingModule
+from cropl.modules.finite import Watch, gradient_norm
 from cropl.testbed import weights
 from cropl.testbed.labels import IGNORE, KIND_NAMES
 from cropl.testbed.world import COLORS, WORDS
@@ -35,6 +35,8 @@ class DenseLabelModule(TrainingModule):
     ``windowed_share`` of the steps, the first ones, see four windows of a quarter of each picture instead of the whole
     (LLaVA only): what lies on a patch is seen nearby, and attention over a quarter of the tokens costs a sixteenth.
 
+    A loss or a gradient that is no finite number, on any process, stops all of them before the update.
+
     Batches: ``pixels`` (list of tensors), ``grids`` (list of (rows, columns)), ``labels`` (N, 8).
     """
 
@@ -49,6 +51,7 @@ class DenseLabelModule(TrainingModule):
     ):
         super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, muon=muon)
         self.windowed_share = windowed_share
+        self.watch = Watch()
         self.checkpoint = weights.resolve(checkpoint)
         self.vlm = load_vlm(self.checkpoint, dtype=torch.float32, device="cpu")
         self.model: Any = self.vlm.model
@@ -76,12 +79,26 @@ class DenseLabelModule(TrainingModule):
         losses, scores = self._scored(*self._windows(batch)) if windowed else self._step(batch)
         self.log_dict({f"train/{k}": v for k, v in scores.items()}, batch_size=len(batch["pixels"]))
         loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise RunError(
-                f"step {self.trainer.global_step}: the loss is {float(loss)}: continue with a lower model.lr"
-            )
+        self.watch.loss(loss.detach())
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["pixels"]))
         return loss
+
+    def on_train_start(self) -> None:
+        """Nothing remains of a run that was stopped within accumulated batches."""
+        self.watch.batches = []
+
+    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
+        self.watch.begin(batch)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Judge the step ahead of its update, by what is the same on all processes.
+
+        Raises:
+            RunError: on all processes, the step's loss or gradient is no finite number on one of them.
+        """
+        lost = torch.stack([lost for _, lost in self.watch.batches if lost is not None]).mean()
+        loss: Any = self.trainer.strategy.reduce(lost, reduce_op="mean")
+        self.watch.end(self.trainer, *torch.stack([loss, gradient_norm(self).to(loss)]).tolist())
 
     def validation_step(self, batch: dict, index: int) -> None:
         _, scores = self._step(batch)

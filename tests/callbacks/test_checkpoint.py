@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from cropl.callbacks import complete, rng
+from cropl.callbacks.best import BEST
 from cropl.callbacks.checkpoint import Checkpoint
-from cropl.callbacks.run_folder import BEST
 from cropl.errors import RunError
 from tests.callbacks.runs import ACCUMULATE, STEPS, Draws, fit
 

@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from cropl.callbacks import complete
+from cropl.callbacks.best import BEST
 from cropl.callbacks.preemption import TERMINATED, Preempted
-from cropl.callbacks.run_folder import BEST
 from cropl.data.writer import ShardWriter
 from cropl.datamodules.shards import ShardsDataModule
 from tests.attacks import faults
@@ -78,12 +78,17 @@ def run(folder, mode, ckpt=None, module=None, every=1, **options):
     return module, trainer.global_step, {**stopping.state_dict(), "stopped_epoch": 0}
 
 
+def best_of(folder):
+    said = json.loads((folder / BEST).read_text())
+    return said["name"], said["score"]
+
+
 @pytest.fixture(scope="module", params=MODES)
 def whole(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     module, stopped, state = run(folder, request.param)
     assert 8 < stopped < 32 and state["wait_count"] == 3
-    return request.param, module, stopped, state, json.loads((folder / BEST).read_text())
+    return request.param, module, stopped, state, best_of(folder)
 
 
 @pytest.mark.parametrize("how", ["crash", "signal"])
@@ -113,7 +118,7 @@ def test_an_interrupted_run_stops_where_the_other_does(whole, tmp_path, place, e
     for validated in (module.validated, continued.validated):
         assert validated.items() <= through.validated.items()
     assert module.validated.keys() | continued.validated.keys() == through.validated.keys()
-    assert json.loads((tmp_path / BEST).read_text()) == best
+    assert best_of(tmp_path) == best
 
 
 def numbers(samples):
@@ -167,8 +172,7 @@ def test_so_do_two_processes(tmp_path, every):
     for rank in range(2):
         ends = [json.loads((tmp_path / run / f"end-{rank}.json").read_text()) for run in ("peace", "war")]
         assert ends[0] == ends[1] and 8 < ends[0][0] < 32
-    best = [json.loads((tmp_path / run / "saved" / BEST).read_text()) for run in ("peace", "war")]
-    assert best[0] == best[1]
+    assert best_of(tmp_path / "peace/saved") == best_of(tmp_path / "war/saved")
 
 
 def test_what_is_cut_off_at_the_end_is_told(tmp_path, caplog):

@@ -17,6 +17,7 @@ from cropl.callbacks.predictions import Predictions, merged
 from cropl.data.predicted import read_regions
 from cropl.data.writer import ShardWriter
 from cropl.datamodules.shards import ShardsDataModule
+from cropl.errors import RunError
 from tests.data.conftest import make_sample
 
 COUNT = 7
@@ -93,6 +94,32 @@ def test_parts_of_processes_are_merged(tmp_path):
         callback.write_on_batch_end(trainer, None, [{"key": key} for key in keys], None, None, 0, 0)
         callback.on_predict_end(trainer, None)
     assert (tmp_path / "predictions.jsonl").read_text() == '{"key": "a"}\n{"key": "b"}\n{"key": "c"}\n'
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\u2029", "\u0085", "\r\n", "\x1e"])
+def test_a_text_may_hold_what_ends_a_line_elsewhere(tmp_path, end):
+    callback = Predictions(str(tmp_path), regions=True)
+    trainer = SimpleNamespace(
+        global_rank=0, world_size=1, is_global_zero=True, strategy=SimpleNamespace(barrier=lambda name: None)
+    )
+    rows = [{"key": f"{number}{end}", "question": f"one{end}two", "region": [0, 0, 1, 1]} for number in range(2)]
+    callback.on_predict_start(trainer, None)
+    callback.write_on_batch_end(trainer, None, rows, None, None, 0, 0)
+    callback.on_predict_end(trainer, None)
+    lines = (tmp_path / "predictions.jsonl").read_bytes().decode().removesuffix("\n").split("\n")
+    assert [json.loads(line) for line in lines] == rows
+    assert read_regions(tmp_path / "regions.jsonl") == {("key", row["key"]): (0, 0, 1, 1) for row in rows}
+
+
+def test_a_folder_that_not_all_machines_see_is_told(tmp_path):
+    """The part of process 1 lies on its own machine."""
+    strategy = SimpleNamespace(barrier=lambda name: None)
+    trainer = SimpleNamespace(global_rank=0, world_size=2, is_global_zero=True, strategy=strategy)
+    callback = Predictions(str(tmp_path))
+    callback.on_predict_start(trainer, None)
+    with pytest.raises(RunError, match=f"predictions of process 1 are not in {tmp_path}: all machines must see this"):
+        callback.on_predict_end(trainer, None)
+    assert not (tmp_path / "predictions.jsonl").exists() and (tmp_path / ".predictions.0.jsonl").exists()
 
 
 def test_two_answers_for_a_sample_are_an_error():

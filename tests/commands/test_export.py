@@ -184,3 +184,12 @@ def test_a_run_stands_for_its_newest_checkpoint(tmp_path):
     (newest.parent / METADATA).touch()
     with pytest.raises(ValueError, match="cropl consolidate .*step-10"):
         find(newest.parent)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged(tmp_path, capsys):
+    (tmp_path / "run/checkpoints/step-10").mkdir(parents=True)
+    (tmp_path / "run/checkpoints/step-10" / complete.WHOLE).write_text("cut off")
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert f"no checkpoint in {tmp_path / 'run/checkpoints'} is complete, and none can be exported: give" in error
+    assert "--ckpt_path" not in error, "an option that it does not have"
