@@ -49,6 +49,7 @@ testbed: install
 	for stage in plc plc_no_anchor; do $(BIN)/cropl fit -c testbed/$$stage \
 	    --model.init_args.checkpoint runs/testbed/llava/export \
 	    --data.init_args.checkpoint runs/testbed/llava/export || exit 1; done
+	for stage in llava_next_coarse llava_next; do $(BIN)/cropl fit -c testbed/$$stage || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

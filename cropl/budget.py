@@ -5,6 +5,9 @@ region about its centre (grown or shrunk, clamped to the image, at the granulari
 so that the mean number of kept tokens is the target. `TokenGrid.reach` turns this into sorting: a token is kept at
 factor f exactly if its reach is below f, so the factor is read off the sorted reaches and nothing is bisected. Where
 many tokens share one reach (equal regions), the group is split by distance to the region's centre, then by index.
+A union of regions scales each about its own centre, and takes of each token the least reach and the least distance.
+Newline tokens count, and have the least reach and distance of their row (`cropl.tiling`): a factor keeps exactly those
+whose row keeps a token, and where a group is split, at most one of an image is left out behind the last of its row.
 
 Meanings: `post_prune` counts the tokens that are left after pruning; `layer_average` averages over the decoder layers,
 of which the first K see every token. An integer counts tokens; a float in (0, 1] is a share of each image's own tokens.
@@ -22,7 +25,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cropl.grid import GRID, Region, TokenGrid
+from cropl import tiling
+from cropl.tiling import Regions, Tokens
 
 Meaning = Literal["post_prune", "layer_average"]
 FloatArray = npt.NDArray[np.float64]
@@ -99,8 +103,8 @@ def kept_for_layer_average(average: float, total: float, layer: int, num_layers:
 
 
 def calibrate(
-    regions: Sequence[Region],
-    grids: Sequence[TokenGrid],
+    regions: Sequence[Regions],
+    grids: Sequence[Tokens],
     budget: int | float,
     meaning: Meaning = "post_prune",
     layer: int | None = None,
@@ -112,8 +116,8 @@ def calibrate(
     the images takes padding tokens, nearest first, and counts them in `padding`.
 
     Args:
-        regions: one region per image.
-        grids: one token grid per image.
+        regions: one region, or union of regions, per image.
+        grids: one token grid or map per image.
         budget: tokens (int), or a share of each image's own tokens (float in (0, 1]).
         meaning: what is averaged, see the module.
         layer: K, the number of decoder layers that see every token (only for `layer_average`).
@@ -159,7 +163,7 @@ def calibrate(
     )
 
 
-def per_image(region: Region, grid: TokenGrid, budget: int | float) -> Tensor:
+def per_image(region: Regions, grid: Tokens, budget: int | float) -> Tensor:
     """Exactly the budget for one image (V,): the tokens that a growing rectangle reaches first.
 
     Raises:
@@ -171,7 +175,7 @@ def per_image(region: Region, grid: TokenGrid, budget: int | float) -> Tensor:
     return keep_V
 
 
-def apply_factor(region: Region, grid: TokenGrid, factor: float) -> Tensor:
+def apply_factor(region: Regions, grid: Tokens, factor: float) -> Tensor:
     """The tokens (V,) that overlap the region scaled by `factor` about its centre; 1.0 keeps exactly the region.
 
     Raises:
@@ -207,34 +211,25 @@ def _target(budget: int | float, total: float, meaning: Meaning, layer: int | No
     return tokens
 
 
-def _reach(region: Region, grid: TokenGrid, clamp: bool) -> FloatArray:
-    """`TokenGrid.reach` as an array (V,); without `clamp`, tokens in the padding are finite too."""
-    rows, cols = (np.array(axis) for axis in grid.axis_reach(region, clamp))
-    return np.maximum(rows[:, None], cols[None, :]).ravel()
+def _reach(regions: Regions, tokens: Tokens, clamp: bool) -> FloatArray:
+    """`tiling.reach` as an array (V,); without `clamp`, tokens in the padding are finite too."""
+    return np.array(tiling.reach(tokens, regions, clamp))
 
 
-def _ranking(region: Region, grid: TokenGrid) -> IntArray:
+def _distance(regions: Regions, tokens: Tokens) -> FloatArray:
+    """`tiling.distance` as an array (V,)."""
+    return np.array(tiling.distance(tokens, regions))
+
+
+def _ranking(regions: Regions, tokens: Tokens) -> IntArray:
     """Token indices in the order in which one image takes them: reach, padding last, distance, index."""
-    clear, clamped = _reach(region, grid, clamp=False), _reach(region, grid, clamp=True)
-    return np.lexsort((_distance(region, grid), clear, clamped))  # the last key counts most; ties stay in index order
-
-
-def _distance(region: Region, grid: TokenGrid) -> FloatArray:
-    """Squared distance (V,) from each token's centre to the region's, in tokens; equal for mirrored tokens."""
-    x0, y0, x1, y1 = region.edges()
-
-    def axis(count: int, start: int, size: int, image_size: int, lo: int, hi: int) -> FloatArray:
-        twice = 2 * np.arange(count, dtype=np.int64) + 1
-        offset: FloatArray = (GRID * (twice * size + 2 * start * count) - count * image_size * (lo + hi)) / size
-        return offset / (2 * GRID)
-
-    x = axis(grid.cols, grid.left, grid.width, grid.image_width, x0, x1)
-    y = axis(grid.rows, grid.top, grid.height, grid.image_height, y0, y1)
-    return np.add.outer(y**2, x**2).ravel()
+    clear, clamped = _reach(regions, tokens, clamp=False), _reach(regions, tokens, clamp=True)
+    # The last key counts most; ties stay in index order.
+    return np.lexsort((_distance(regions, tokens), clear, clamped))
 
 
 def _split_ties(
-    regions: Sequence[Region], grids: Sequence[TokenGrid], reach_A: FloatArray, wanted: int
+    regions: Sequence[Regions], grids: Sequence[Tokens], reach_A: FloatArray, wanted: int
 ) -> tuple[BoolArray, float, int]:
     """Keep exactly `wanted` tokens (mask (A,)), taking part of one group of equal reach."""
     firsts, clear, distance, token = [], [], [], []

@@ -2,8 +2,8 @@
 
 A `Region` names blocks of the image **as displayed** (EXIF applied), in fractions of it, so one region serves every
 model. A `TokenGrid` says where one model's visual tokens lie over that image (LLaVA-1.5 pads it to a square, Qwen2-VL
-stretches it), and maps a region to tokens: a token whose cell overlaps the region is kept. Edges are compared as
-integers over a common denominator, so touching edges never count as an overlap and no rounding is involved.
+stretches it), and maps a region to tokens: a token whose cell overlaps the region is kept, in exact integers
+(`cropl.axis`). Families whose tokens lie on several grids at once have a `TokenMap` of such grids (`cropl.tiling`).
 """
 
 import math
@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import FrozenInstanceError, dataclass
 from fractions import Fraction
 
-GRID = 8
-"""Blocks per side of the region grid (paper, section 3.2)."""
+from cropl import axis
+from cropl.axis import GRID as GRID
 
 _REGION_TEXT = re.compile(r"\s*(-?[0-9]+)\s*,\s*(-?[0-9]+)\s*,\s*(-?[0-9]+)\s*,\s*(-?[0-9]+)\s*")
 
@@ -203,12 +203,18 @@ class TokenGrid(_Immutable):
         for name in ("rows", "cols", "width", "height", "image_width", "image_height"):
             if getattr(self, name) < 1:
                 raise ValueError(f"token grid {name}={getattr(self, name)}: must be at least 1")
+        lost_x, lost_y = self._allowed()
         right, bottom = self.left + self.width, self.top + self.height
-        if self.left > 0 or self.top > 0 or right < self.image_width or bottom < self.image_height:
+        lost = (self.left, self.top, self.image_width - right, self.image_height - bottom)
+        if any(part > allowed for part, allowed in zip(lost, (lost_x, lost_y, lost_x, lost_y), strict=True)):
             raise ValueError(
                 f"token window ({self.left}, {self.top}, {right}, {bottom}) does not cover the "
                 f"{self.image_width}x{self.image_height} image: a crop would lose regions"
             )
+
+    def _allowed(self) -> tuple[int, int]:
+        """How many pixels of the image may lie outside of the window, at each side and at the top and bottom."""
+        return 0, 0
 
     @classmethod
     def padded_square(cls, side: int, image_width: int, image_height: int) -> "TokenGrid":
@@ -229,52 +235,36 @@ class TokenGrid(_Immutable):
 
     def span(self, region: Region) -> tuple[int, int, int, int]:
         """Half-open token ranges `(r0, r1, c0, c1)` whose cells overlap the region; never empty."""
-        x0, y0, x1, y1 = region.edges()
-        c0, c1 = _axis_span(self.cols, self.left, self.width, self.image_width, x0, x1)
-        r0, r1 = _axis_span(self.rows, self.top, self.height, self.image_height, y0, y1)
-        return r0, r1, c0, c1
+        rows, cols = self._axes(region)
+        return *axis.span(*rows), *axis.span(*cols)
 
     def axis_reach(self, region: Region, clamp: bool = True) -> tuple[list[float], list[float]]:
         """`reach` per row (length `rows`) and per column (length `cols`); a token's reach is the larger of its two.
 
         With `clamp=False` rows and columns that lie wholly in the padding have finite values as well.
         """
-        x0, y0, x1, y1 = region.edges()
-        return (
-            _axis_reach(self.rows, self.top, self.height, self.image_height, y0, y1, clamp),
-            _axis_reach(self.cols, self.left, self.width, self.image_width, x0, x1, clamp),
-        )
+        rows, cols = self._axes(region)
+        return axis.reach(*rows, clamp), axis.reach(*cols, clamp)
 
-    def reach(self, region: Region) -> list[float]:
+    def reach(self, region: Region, clamp: bool = True) -> list[float]:
         """For each token (row-major) the scale factor beyond which the region, scaled about its centre, overlaps it.
 
         A token is kept at factor f > 0 exactly if `reach < f`; f = 1 gives `span`. The scaled rectangle is clamped to
-        the image, so tokens wholly in the padding have `math.inf`. Only the token that strictly contains the centre is
-        negative.
+        the image, so tokens wholly in the padding have `math.inf` (finite values with `clamp=False`). Only the token
+        that strictly contains the centre is negative.
         """
-        rows, cols = self.axis_reach(region)
-        return [max(row, col) for row in rows for col in cols]
+        rows, cols = self.axis_reach(region, clamp)
+        return [row if row > col else col for row in rows for col in cols]
 
+    def distance(self, region: Region) -> list[float]:
+        """Squared distance from each token's centre (row-major) to the region's, in tokens; mirrored ones are equal."""
+        rows, cols = ([offset**2 for offset in axis.offsets(*line)] for line in self._axes(region))
+        return [row + col for row in rows for col in cols]
 
-def _axis_span(count: int, start: int, size: int, image_size: int, lo: int, hi: int) -> tuple[int, int]:
-    # Cell i covers [start + i*size/count, start + (i+1)*size/count] pixels, the region [lo, hi]*image_size/GRID.
-    # Times GRID*count: strict overlap is  first + i*step < high  and  first + (i+1)*step > low.
-    first, step = GRID * start * count, GRID * size
-    low, high = lo * image_size * count, hi * image_size * count
-    return (low - first) // step, -((first - high) // step)
-
-
-def _axis_reach(count: int, start: int, size: int, image_size: int, lo: int, hi: int, clamp: bool) -> list[float]:
-    # With centre c and half-width h, the cell [a, b] is overlapped at factor f iff f > (a - c)/h and f > (c - b)/h.
-    # Doubling gives integers; int/int division is correctly rounded and the denominator is far below 2**53, so the
-    # quotient compares with 1 (and with equal quotients) exactly as the fraction does.
-    first, step = GRID * start * count, GRID * size
-    low, high, end = lo * image_size * count, hi * image_size * count, GRID * image_size * count
-    values = []
-    for i in range(count):
-        a, b = first + i * step, first + (i + 1) * step
-        if clamp and (b <= 0 or a >= end):
-            values.append(math.inf)
-        else:
-            values.append(max(2 * a - low - high, low + high - 2 * b) / (high - low))
-    return values
+    def _axes(self, region: Region) -> tuple[axis.Line, axis.Line]:
+        """Rows and columns as `cropl.axis` takes them."""
+        x0, y0, x1, y1 = region.edges()
+        return (
+            (self.rows, self.top, self.height, self.image_height, y0, y1),
+            (self.cols, self.left, self.width, self.image_width, x0, x1),
+        )

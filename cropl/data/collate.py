@@ -16,6 +16,7 @@ from cropl.data.images import load_image
 from cropl.data.sample import Box, Sample
 from cropl.grid import Region, TokenGrid
 from cropl.prompt import clean_question
+from cropl.tiling import TileGrid, TokenMap, Tokens
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,15 @@ class Prepared:
     """One picture as its family's vision tower takes it.
 
     Attributes:
-        pixels: (3, H, W), or (P, E) flattened patches; uint8 are normalised by the model, floats are already.
-        patches: (rows, columns) of the tower's patches.
+        pixels: (3, H, W), or (P, E) flattened patches, or (P, 3, H, W) crops; uint8 are normalised by the model, floats
+            are already.
+        patches: (rows, columns) of the tower's patches; where crops decide on them, the picture's height and width.
         tokens: where the visual tokens that the decoder gets lie over the picture.
     """
 
     pixels: Tensor
     patches: tuple[int, int]
-    tokens: TokenGrid
+    tokens: Tokens
 
 
 class SampleCollate:
@@ -78,16 +80,26 @@ def _blank() -> Image.Image:
     return Image.new("RGB", (56, 56))
 
 
-def cells_in(boxes: Sequence[Box], grid: TokenGrid) -> Tensor:
-    """Bool (V,): the tokens of ``grid`` whose centre lies in one of the boxes."""
+def cells_in(boxes: Sequence[Box], tokens: Tokens) -> Tensor:
+    """Bool (V,): the tokens whose centre lies in one of the boxes; a newline token is nowhere."""
+    parts = tokens.grids if isinstance(tokens, TokenMap) else (tokens,)
+    found = [_centred(boxes, part, tokens.image_width, tokens.image_height) for part in parts]
+    return torch.cat(found)
+
+
+def _centred(boxes: Sequence[Box], grid: Tokens, width: int, height: int) -> Tensor:
+    if not isinstance(grid, TokenGrid):
+        raise ValueError(f"{type(grid).__name__} is no grid: a token's centre is not known")
     y_V, x_V = (axis.ravel() for axis in np.mgrid[: grid.rows, : grid.cols])
-    x_V = grid.left + (x_V + 0.5) * grid.width / grid.cols
-    y_V = grid.top + (y_V + 0.5) * grid.height / grid.rows
+    x_V = (grid.left + (x_V + 0.5) * grid.width / grid.cols) * (width / grid.image_width)
+    y_V = (grid.top + (y_V + 0.5) * grid.height / grid.rows) * (height / grid.image_height)
     inside = [(x_V > x0) & (x_V < x1) & (y_V > y0) & (y_V < y1) for x0, y0, x1, y1 in boxes]
-    return torch.from_numpy(np.any(inside, axis=0)) if inside else torch.zeros(grid.num_tokens, dtype=torch.bool)
+    mask = np.any(inside, axis=0) if inside else np.zeros(len(x_V), dtype=bool)
+    order = grid.order() if isinstance(grid, TileGrid) else range(len(mask))
+    return torch.tensor([place is not None and bool(mask[place]) for place in order])
 
 
-def _row(sample: Sample, grid: TokenGrid | None) -> dict[str, Any]:
+def _row(sample: Sample, grid: Tokens | None) -> dict[str, Any]:
     turns = sample.conversation
     try:
         for question, _ in turns:

@@ -66,15 +66,19 @@ def prefill_flops(config: Any, visual_full: int, visual_kept: int, text_tokens: 
     return decoder_flops(config, counts)
 
 
-def vision_flops(config: Any, patches: int | tuple[int, int] | None = None, layers: int | None = None) -> int:
+def vision_flops(
+    config: Any, patches: int | tuple[int, int] | None = None, layers: int | None = None, crops: int = 1
+) -> int:
     """FLOPs to turn one image into visual tokens: vision tower, and projector or merger.
 
     Args:
-        config: of the whole model (`llava`, `qwen2_vl` or `qwen2_5_vl`).
+        config: of the whole model (`llava`, `llava_next`, `internvl`, `qwen2_vl` or `qwen2_5_vl`).
         patches: rows and columns of the image's patches before merging; needed for Qwen2-VL and Qwen2.5-VL, whose grid
             follows the image. Their product will do for Qwen2-VL, which has no windows.
         layers: tower layers to count. None is all of them, which is what `transformers` runs; published numbers for
             LLaVA often stop at the layer that is used (23 of 24).
+        crops: pictures that the tower is shown: 1, or the whole view and the tiles of LLaVA-NeXT and InternVL. Tokens
+            that unpadding cuts away behind the projector were computed, and count.
 
     Raises:
         ValueError: the model family is not known here, or `patches` is missing.
@@ -88,11 +92,14 @@ def vision_flops(config: Any, patches: int | tuple[int, int] | None = None, laye
         if patches is None or isinstance(patches, int):
             raise ValueError("patches is needed for Qwen2.5-VL as (rows, columns), before merging: windows cut them")
         return _qwen2_5_vl_flops(config.vision_config, *patches, layers)
-    if config.model_type != "llava" or config.vision_config.model_type != "clip_vision_model":
+    if config.model_type == "internvl":
+        return crops * _internvl_flops(config, layers)
+    if config.model_type not in ("llava", "llava_next") or config.vision_config.model_type != "clip_vision_model":
         raise ValueError(
-            f"vision FLOPs of {config.model_type!r} are not known; known: llava with CLIP, qwen2_vl, qwen2_5_vl"
+            f"vision FLOPs of {config.model_type!r} are not known; known: llava and llava_next with CLIP, internvl, "
+            "qwen2_vl, qwen2_5_vl"
         )
-    return _llava_flops(config, layers)
+    return crops * _llava_flops(config, layers)
 
 
 def kv_bytes(cache: Cache) -> int:
@@ -134,6 +141,18 @@ def _llava_flops(config: Any, layers: int | None) -> int:
     used = config.vision_feature_layer
     features = width * (1 if isinstance(used, int) else len(used))
     projector = patches * (features * text.hidden_size + text.hidden_size**2)
+    return 2 * (embed + (vision.num_hidden_layers if layers is None else layers) * block + projector)
+
+
+def _internvl_flops(config: Any, layers: int | None) -> int:
+    vision, text = config.vision_config, config.text_config
+    width = vision.hidden_size
+    patches = (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1])
+    tokens = patches + 1  # the class token
+    embed = patches * vision.num_channels * vision.patch_size[0] * vision.patch_size[1] * width
+    block = tokens * (4 * width**2 + 2 * width * vision.intermediate_size) + 2 * tokens**2 * width
+    shuffled = round(1 / config.downsample_ratio) ** 2
+    projector = patches // shuffled * (width * shuffled * text.hidden_size + text.hidden_size**2)
     return 2 * (embed + (vision.num_hidden_layers if layers is None else layers) * block + projector)
 
 

@@ -22,6 +22,8 @@ class LayerInput:
     hidden_BSD: Tensor
     cos_BSE: Tensor
     sin_BSE: Tensor
+    key_BGSE: Tensor | None = None
+    """Its rotated keys (G key heads), where a cache has them: they need not be computed again."""
 
     @classmethod
     def of(cls, attention: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> LayerInput:
@@ -53,12 +55,14 @@ class LayerInput:
         head, rows = self.attention.head_dim, position_BT[..., None].to(self.hidden_BSD.device)
         query_BTD = self.hidden_BSD.gather(1, rows.expand(-1, -1, self.hidden_BSD.shape[-1]))
         query_BTHE = self.attention.q_proj(query_BTD).unflatten(-1, (-1, head))
-        key_BSGE = self.attention.k_proj(self.hidden_BSD).unflatten(-1, (-1, head))
         cos, sin = (part.gather(1, rows.expand(-1, -1, part.shape[-1])) for part in (self.cos_BSE, self.sin_BSE))
         query_BTHE = _rotated(query_BTHE, cos[:, :, None], sin[:, :, None])
-        key_BSGE = _rotated(key_BSGE, self.cos_BSE[:, :, None], self.sin_BSE[:, :, None])
-        query_BTGFE = query_BTHE.unflatten(2, (key_BSGE.shape[2], -1))  # F query heads share a key head
-        score_BGFTS = torch.einsum("btgfe,bsge->bgfts", query_BTGFE, key_BSGE).float() * self.attention.scaling
+        key_BGSE = self.key_BGSE
+        if key_BGSE is None:
+            key_BSGE = self.attention.k_proj(self.hidden_BSD).unflatten(-1, (-1, head))
+            key_BGSE = _rotated(key_BSGE, self.cos_BSE[:, :, None], self.sin_BSE[:, :, None]).transpose(1, 2)
+        query_BTGFE = query_BTHE.unflatten(2, (key_BGSE.shape[1], -1))  # F query heads share a key head
+        score_BGFTS = torch.einsum("btgfe,bgse->bgfts", query_BTGFE, key_BGSE).float() * self.attention.scaling
         earlier_BTS = torch.arange(self.hidden_BSD.shape[1], device=rows.device) <= rows
         unseen_BTS = ~(earlier_BTS & attended_BS[:, None].to(rows.device))
         return score_BGFTS.masked_fill(unseen_BTS[:, None, None], float("-inf")).softmax(-1).flatten(1, 2).mean(1)

@@ -13,6 +13,7 @@ from cropl import __version__
 
 _FAMILIES = {
     "llava": ("LlavaForConditionalGeneration", ["AutoProcessor"]),
+    "llava_next": ("LlavaNextForConditionalGeneration", ["AutoProcessor"]),
     "qwen2_vl": ("Qwen2VLForConditionalGeneration", ["AutoTokenizer", "AutoImageProcessor"]),
     "qwen2_5_vl": ("Qwen2_5_VLForConditionalGeneration", ["AutoTokenizer", "AutoImageProcessor"]),
 }

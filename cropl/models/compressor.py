@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from cropl.grid import Region, TokenGrid
-from cropl.models.placement import WINDOW, Placement
+from cropl.models.placement import WINDOW, Placement, plain
+from cropl.tiling import Regions, Tokens
 
 Positions = Literal["sincos", "learned", "none"]
 CONFIG, WEIGHTS = "compressor.json", "compressor.safetensors"
@@ -110,12 +110,13 @@ class Compressor(nn.Module):
         weights = {name: value.detach().float().cpu().contiguous() for name, value in self.state_dict().items()}
         save_file(weights, Path(folder) / WEIGHTS)
 
-    def count(self, grid: TokenGrid) -> int:
+    def count(self, tokens: Tokens) -> int:
         """M: tokens that an image of this grid becomes; 68 by default, fewer where the grid has no 8 x 8 anchors."""
+        grid = plain(tokens)
         inner = min(WINDOW, grid.rows) * min(WINDOW, grid.cols) if self.config.anchors else self.config.queries
         return inner + self.config.outside_queries
 
-    def flops(self, grid: TokenGrid) -> int:
+    def flops(self, grid: Tokens) -> int:
         """FLOPs of Eq. 2-4 for one image, 2 per multiply-add: two products of queries and tokens each."""
         width, queries = self.config.width, self.config.queries
         attended = queries * grid.num_tokens + self.config.outside_queries * grid.num_tokens
@@ -123,17 +124,16 @@ class Compressor(nn.Module):
             attended += (self.count(grid) - self.config.outside_queries) * queries
         return 2 * 2 * width * attended
 
-    def forward(
-        self, features: Sequence[Tensor], grids: Sequence[TokenGrid], regions: Sequence[Region]
-    ) -> list[Tensor]:
+    def forward(self, features: Sequence[Tensor], grids: Sequence[Tokens], regions: Sequence[Regions]) -> list[Tensor]:
         """Visual tokens (V_i, D) of each image to (M_i, D): those of the region first, then those of the rest.
 
         Args:
             features: behind the projector, row-major.
             grids: where they lie over the image.
-            regions: each image's contextual region. Where nothing lies outside of it, the outer queries attend to all.
+            regions: each image's contextual region, or a union of them. Where nothing lies outside, the outer queries
+                attend to all.
         """
-        for feature_VD, grid in zip(features, grids, strict=True):
+        for feature_VD, grid in zip(features, map(plain, grids), strict=True):
             if feature_VD.shape != (grid.num_tokens, self.config.width):
                 raise ValueError(
                     f"visual tokens of shape {tuple(feature_VD.shape)}, but a {grid.rows} x {grid.cols} grid and a "

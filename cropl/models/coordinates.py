@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cropl.data.packing import Packed
-from cropl.grid import GRID
+from cropl.grid import GRID, TokenGrid
 from cropl.models.inputs import VLMInputs
 from cropl.models.packed import decoded, first_positions
 from cropl.models.region_distribution import RegionDistribution, coordinates
@@ -112,6 +112,8 @@ def positions(vlm: VLM, inputs: VLMInputs) -> tuple[Tensor, Tensor]:
     for ids_S, mask_S, grid in zip(ids_BS, mask_BS, inputs.grids, strict=True):
         visual = vlm.visual_mask(ids_S[mask_S])
         before, behind = int(visual.int().argmax()), len(visual) - int(visual.sum()) - int(visual.int().argmax())
+        if not isinstance(grid, TokenGrid):
+            raise ValueError(f"{type(vlm).__name__} lays its visual tokens on several grids: it cannot localize")
         image_RV = vlm.visual_positions(before, (grid.rows, grid.cols), torch.arange(grid.num_tokens))
         end = int(image_RV.max()) + 1
         parts = [torch.arange(before).expand(len(image_RV), -1), image_RV]

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from cropl.grid import TokenGrid
+from cropl.tiling import Tokens
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class VLMInputs:
     """
 
     tensors: dict[str, Any]
-    grids: list[TokenGrid]
+    grids: Sequence[Tokens]
 
     def __len__(self) -> int:
         return len(self.grids)

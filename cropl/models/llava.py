@@ -22,6 +22,7 @@ from cropl.models.export import SYSTEM_KEY
 from cropl.models.frozen import frozen_without_graph
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
 from cropl.models.loading import load_model, load_processor
+from cropl.models.tower_view import Record, Watch, clip_layer, each_an_image, watch_class_token
 from cropl.models.vlm import VLM, special_tokens
 from cropl.prompt import Rendered, llava_prompt, vicuna
 
@@ -42,6 +43,7 @@ class LlavaVLM(VLM):
     model_class: ClassVar[type[PreTrainedModel]] = LlavaForConditionalGeneration
     prunable: ClassVar[bool] = True
     adds_bos: ClassVar[bool] = True
+    class_token: ClassVar[bool] = True
 
     def __init__(self, model: Any, processor: Any = None, system: bool = False) -> None:
         super().__init__(model, processor)
@@ -107,6 +109,10 @@ class LlavaVLM(VLM):
         """Pixels `(B, 3, image_size, image_size)` of images padded to a square with the processor's mean colour."""
         weight = next(self.tower.parameters())
         return self.prepare.pixels(images).to(weight.device, weight.dtype)
+
+    def watch_tower(self, record: Record) -> Watch:
+        layer = clip_layer(self.tower, self.model.config.vision_feature_layer)
+        return watch_class_token(layer, self.projector, each_an_image(record))
 
     @property
     def tower(self) -> nn.Module:

@@ -1,11 +1,11 @@
 """Qwen2-VL (`Qwen2VLForConditionalGeneration`): the image as it is, on a grid of merged tokens that follows its shape.
 
-`Qwen2VLProcessor` cannot be built without torchvision (its video processor needs it), so the image processor and the
-tokenizer are composed here: the placeholder is expanded to rows x columns tokens, and `mm_token_type_ids` mark them.
+The placeholder is expanded to rows x columns tokens, and `mm_token_type_ids` mark them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,76 +22,13 @@ from cropl.models.export import MAX_PIXELS_KEY
 from cropl.models.frozen import frozen_without_graph
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
 from cropl.models.loading import load_config, load_image_processor, load_model, load_tokenizer
-from cropl.models.vlm import VLM, special_tokens
-from cropl.prompt import Rendered, Span, clean_question, clean_text
+from cropl.models.qwen_processor import DEFAULT_MAX_PIXELS, QwenProcessor
+from cropl.models.tower_view import Record, Watch, watch_merged
+from cropl.models.vlm import VLM
+from cropl.prompt import Rendered
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-DEFAULT_MAX_PIXELS = 448 * 448
-"""The paper does not say at which size its localizer looks; far above this a 2B one costs more than it saves a 7B."""
-
-
-class QwenProcessor:
-    """The image processor and the tokenizer of a Qwen2-VL checkpoint.
-
-    Args:
-        image_processor: a `Qwen2VLImageProcessor` (PIL).
-        tokenizer: the checkpoint's, with its chat template.
-        max_pixels: upper bound of the resized image's area; the checkpoint's own where that is lower.
-    """
-
-    def __init__(self, image_processor: Any, tokenizer: Any, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        smallest, largest = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
-        if max_pixels < smallest:
-            raise ValueError(f"max_pixels={max_pixels} is below the checkpoint's least image area {smallest}")
-        self.size = {"shortest_edge": smallest, "longest_edge": min(largest, max_pixels)}
-
-    def prompt(self, question: str) -> str:
-        """The chat prompt of one image and one question, up to where the answer starts."""
-        text = clean_question(question, special_tokens(self.tokenizer))
-        return self._chat([_message("user", text, image=True)], True)
-
-    def conversation(self, turns: Sequence[tuple[str, str]], image: bool, clean: bool = True) -> Rendered:
-        """A conversation in the chat template; an answer ends with the end-of-turn token, without what follows it.
-
-        Raises:
-            ValueError: a question is empty, or the template writes an earlier turn in another way once others follow,
-                so that what is trained would not be what is asked at inference.
-        """
-        special, end = special_tokens(self.tokenizer), self.tokenizer.eos_token
-        messages: list[dict[str, Any]] = []
-        answers: list[Span] = []
-        text = ""
-        for question, answer in turns:
-            asked, told = clean_question(question, special), clean_text(answer, special) if clean else answer
-            messages.append(_message("user", asked, image=image and not answers))
-            prompt = self._chat(messages, True)
-            messages.append(_message("assistant", told))
-            whole = self._chat(messages, False)
-            if not prompt.startswith(text) or not whole.startswith(f"{prompt}{told}{end}"):
-                raise ValueError(
-                    f"the tokenizer's chat template does not write answer {len(answers) + 1} as its prompt, the answer "
-                    f"and {end!r}, with all that precedes left as it was: it cannot be trained on conversations"
-                )
-            answers.append((len(prompt), len(f"{prompt}{told}{end}")))
-            text = whole
-        start = self._chat([_message("user", "\0", image)], True).index("\0")
-        return Rendered(text, (start, start + len(clean_question(turns[0][0], special))), answers)
-
-    def _chat(self, messages: list[dict[str, Any]], ask: bool) -> str:
-        text: str = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-        return text
-
-    def batch_decode(self, ids: Tensor, skip_special_tokens: bool = True) -> list[str]:
-        texts: list[str] = self.tokenizer.batch_decode(ids, skip_special_tokens=skip_special_tokens)
-        return texts
-
-
-def _message(role: str, text: str, image: bool = False) -> dict[str, Any]:
-    content: list[dict[str, str]] = [{"type": "text", "text": text}]
-    return {"role": role, "content": [{"type": "image"}, *content] if image else content}
 
 
 def trained_max_pixels(config: Any) -> int:
@@ -112,6 +49,7 @@ class Qwen2VLVLM(VLM):
     """Qwen2-VL with its merged, dynamic token grid."""
 
     model_class: ClassVar[type[PreTrainedModel]] = Qwen2VLForConditionalGeneration
+    prunable: ClassVar[bool] = True
 
     @classmethod
     def from_pretrained(
@@ -141,6 +79,12 @@ class Qwen2VLVLM(VLM):
         return None if self.processor is None else int(self.processor.size["longest_edge"])
 
     @property
+    def side(self) -> int:
+        """Rows and columns of tokens of the largest square picture."""
+        patch = int(self.model.config.vision_config.patch_size)
+        return math.isqrt(self._needs_processor().size["longest_edge"]) // (patch * self.merge)
+
+    @property
     def merge(self) -> int:
         """Patches are merged `merge` x `merge` into one token."""
         return int(self.model.config.vision_config.spatial_merge_size)
@@ -148,12 +92,46 @@ class Qwen2VLVLM(VLM):
     def token_grids(
         self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
     ) -> list[TokenGrid]:
-        if tensors is None or "image_grid_thw" not in tensors:
+        """As `VLM`'s. With `input_ids` among the tensors there is one size per row (or per group of rows that
+        `generate` made of one), and a row without an image has a grid of one token; without, one size per image.
+
+        Raises:
+            ValueError: the tensors do not tell the grids, or images and sizes do not fit together.
+        """
+        given = {} if tensors is None else {key: value for key, value in tensors.items() if value is not None}
+        shapes = self._shapes_of_rows(given, len(image_sizes)) if "input_ids" in given else self._shapes(given)
+        if len(shapes) != len(image_sizes):
+            raise ValueError(
+                f"{len(shapes)} images in the batch and {len(image_sizes)} image sizes: give one per image"
+            )
+        return [TokenGrid.stretched(rows, cols, *size) for (rows, cols), size in zip(shapes, image_sizes)]
+
+    def _shapes(self, tensors: Mapping[str, Any]) -> list[tuple[int, int]]:
+        if "image_grid_thw" not in tensors:
             raise ValueError("Qwen2-VL's token grid follows the image: give the forward's image_grid_thw")
-        grids = [(int(h) // self.merge, int(w) // self.merge) for _, h, w in tensors["image_grid_thw"]]
-        if len(grids) != len(image_sizes):
-            raise ValueError(f"{len(grids)} images in the batch and {len(image_sizes)} image sizes: give one per image")
-        return [TokenGrid.stretched(rows, cols, *size) for (rows, cols), size in zip(grids, image_sizes)]
+        return [(rows // self.merge, cols // self.merge) for _, rows, cols in tensors["image_grid_thw"].tolist()]
+
+    def _shapes_of_rows(self, tensors: Mapping[str, Any], entries: int) -> list[tuple[int, int]]:
+        """Rows and columns of tokens of each group's picture. `generate` encodes pictures first, and then hands on
+        positions in place of `image_grid_thw`."""
+        visual_BS = self.visual_mask(tensors["input_ids"])
+        counts = visual_BS.sum(1).tolist()
+        positions = tensors.get("position_ids")
+        if "image_grid_thw" not in tensors and positions is not None and positions.ndim == 3:
+            within = positions[-2:].masked_fill(~visual_BS, -1)
+            size_B2 = (within.amax(-1) - within.where(visual_BS, within.amax(-1, keepdim=True)).amin(-1) + 1).T
+            shapes = [(rows, cols) for count, (rows, cols) in zip(counts, size_B2.tolist()) if count]
+        else:
+            shapes = self._shapes(tensors)
+        found = iter(shapes)
+        per_row = [next(found, (0, 0)) if count else (1, 1) for count in counts]
+        fits = all(rows * cols == count for count, (rows, cols) in zip(counts, per_row) if count)
+        if not fits or next(found, None) is not None or len(counts) % entries:
+            raise ValueError(
+                f"{len(counts)} rows with {len(shapes)} images, and {entries} regions: one image per row is supported "
+                "with regions; with several images in a row give keep, which covers all of its visual tokens"
+            )
+        return per_row[:: len(counts) // entries]
 
     def inputs(
         self,
@@ -190,6 +168,10 @@ class Qwen2VLVLM(VLM):
         pixels = self.prepare.pixels(images)
         values = pixels["pixel_values"].to(self.device, self.model.dtype)
         return list(self.model.model.get_image_features(values, pixels["image_grid_thw"].to(self.device)).pooler_output)
+
+    def watch_tower(self, record: Record) -> Watch:
+        tower: Any = self.tower
+        return watch_merged(tower, tower.blocks[max(0, len(tower.blocks) - 2)], self.merge, record)
 
     @property
     def tower(self) -> nn.Module:

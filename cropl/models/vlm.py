@@ -21,20 +21,15 @@ from transformers import PreTrainedModel
 
 from cropl.data.collate import Prepared
 from cropl.data.packing import Turn
-from cropl.grid import TokenGrid
+from cropl.models.families import FAMILIES
 from cropl.models.inputs import VLMInputs
 from cropl.models.loading import load_config, load_model, load_processor
+from cropl.models.tower_view import Record, Watch
 from cropl.prompt import Rendered
+from cropl.tiling import Tokens
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-_FAMILIES = {
-    "llava": "cropl.models.llava.LlavaVLM",
-    "qwen2_vl": "cropl.models.qwen2_vl.Qwen2VLVLM",
-    "qwen2_5_vl": "cropl.models.qwen2_5_vl.Qwen2_5_VLVLM",
-}
-"""`config.model_type` -> class of the families in this package; others construct their VLM class directly."""
 
 
 class VLM(ABC):
@@ -51,6 +46,10 @@ class VLM(ABC):
     """Whether the decoder surgery of `cropl.pruning` knows this family."""
     adds_bos: ClassVar[bool] = False
     """Whether a prompt begins with what the tokenizer adds to any text, and not with its template alone."""
+    protocol: str | None = None
+    """How images become visual tokens, in families that know several ways; rows of results name it."""
+    class_token: ClassVar[bool] = False
+    """Whether the vision tower has a token that stands for the whole image."""
 
     def __init__(self, model: Any, processor: Any = None) -> None:
         if not isinstance(model, self.model_class):
@@ -97,7 +96,7 @@ class VLM(ABC):
     @abstractmethod
     def token_grids(
         self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
-    ) -> list[TokenGrid]:
+    ) -> Sequence[Tokens]:
         """Where the visual tokens of images of these `(width, height)` lie.
 
         `tensors` are the keyword arguments of the forward in question, for families whose grid depends on them.
@@ -118,6 +117,15 @@ class VLM(ABC):
     @abstractmethod
     def encode_images(self, images: Sequence[Image.Image]) -> list[Tensor]:
         """Projected visual tokens `(V_i, D)` of each image."""
+
+    def watch_tower(self, record: Record) -> Watch:
+        """Tell `record` of each image that runs through the vision tower, in order, until the watch is removed.
+
+        Raises:
+            NotImplementedError: the family does not show its tower.
+            ValueError: what the language model gets of an image is not of one layer of it.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not show what its vision tower attends to")
 
     @property
     def merge(self) -> int:
@@ -165,6 +173,10 @@ class VLM(ABC):
     def prepare(self) -> Callable[[Image.Image], Prepared]:
         """Turns one picture into the tower's input, in a loader's worker as well: it holds no weights."""
         raise self._cannot_train("prepare")
+
+    def token_shape(self, patches: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of the visual tokens of a picture of these patches, as `visual_positions` takes them."""
+        return patches[0] // self.merge, patches[1] // self.merge
 
     def encode_prepared(self, pixels: Sequence[Tensor], patches: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Projected visual tokens `(V_i, D)` of prepared pictures, with gradients where weights want them.
@@ -252,9 +264,9 @@ def special_tokens(tokenizer: Any) -> list[str]:
 
 def family(model_type: str) -> type[VLM]:
     """The VLM class for a `config.model_type`; ValueError lists the supported ones."""
-    if model_type not in _FAMILIES:
-        raise ValueError(f"model type {model_type!r} is not supported; supported: {', '.join(_FAMILIES)}")
-    module, name = _FAMILIES[model_type].rsplit(".", 1)
+    if model_type not in FAMILIES:
+        raise ValueError(f"model type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
+    module, name = FAMILIES[model_type].rsplit(".", 1)
     found: type[VLM] = getattr(import_module(module), name)
     return found
 
@@ -264,8 +276,8 @@ def as_vlm(model: Any) -> VLM:
     if isinstance(model, VLM):
         return model
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if not isinstance(model, PreTrainedModel) or model_type not in _FAMILIES:
-        raise ValueError(f"{type(model).__name__} is not supported; supported model types: {', '.join(_FAMILIES)}")
+    if not isinstance(model, PreTrainedModel) or model_type not in FAMILIES:
+        raise ValueError(f"{type(model).__name__} is not supported; supported model types: {', '.join(FAMILIES)}")
     return family(model_type)(model)
 
 

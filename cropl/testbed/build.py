@@ -17,14 +17,19 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaProcessor,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from cropl.testbed import weights
 from cropl.testbed.tokenizer import build_tokenizer
 
 LLAVA_CHAT = (
@@ -103,6 +108,42 @@ def build_qwen2_vl(folder: str | Path, layers: int = 5, width: int = 128, seed: 
         patch_size=12, merge_size=2, size={"shortest_edge": area // 2, "longest_edge": area}
     )
     return _save(folder, model, image_processor, tokenizer)
+
+
+def build_llava_next(folder: str | Path, source: str | Path | None = None) -> Path:
+    """Write a tiny LLaVA-NeXT made of a tiny LLaVA's tower, projector and decoder: tiles as large as its pictures.
+
+    Pictures get 1 x 2, 2 x 1 or 2 x 2 tiles. The newline token, which LLaVA does not have, starts as its full stop.
+
+    Args:
+        folder: made if it is not there.
+        source: checkpoint of the LLaVA; the shipped one by default.
+    """
+    source = weights.path("llava") if source is None else source
+    llava: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    given = LlavaProcessor.from_pretrained(source, backend="pil")
+    tokenizer, tile = given.tokenizer, llava.config.vision_config.image_size
+    pinpoints = [[tile, 2 * tile], [2 * tile, tile], [2 * tile, 2 * tile]]
+    config = LlavaNextConfig(
+        vision_config=llava.config.vision_config, text_config=llava.config.text_config,
+        image_token_index=llava.config.image_token_index, image_grid_pinpoints=pinpoints,
+        vision_feature_layer=llava.config.vision_feature_layer, image_seq_length=llava.config.image_seq_length,
+        vision_feature_select_strategy="default",
+    )  # fmt: skip
+    with _seeded(0):
+        model = LlavaNextForConditionalGeneration(config)
+    newline = llava.get_input_embeddings().weight[_id(tokenizer, ".")].detach().clone()
+    model.load_state_dict({**llava.state_dict(), "model.image_newline": newline})
+    model.generation_config = llava.generation_config
+    image_processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": tile}, crop_size={"height": tile, "width": tile}, image_grid_pinpoints=pinpoints,
+        image_mean=list(OPENAI_CLIP_MEAN), image_std=list(OPENAI_CLIP_STD),
+    )  # fmt: skip
+    processor = LlavaNextProcessor(
+        image_processor=image_processor, tokenizer=tokenizer, patch_size=given.patch_size,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=LLAVA_CHAT,
+    )  # fmt: skip
+    return _save(folder, model, processor)
 
 
 @contextmanager

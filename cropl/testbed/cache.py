@@ -29,6 +29,7 @@ from cropl.grid import Region, TokenGrid
 from cropl.testbed.labels import dense_labels
 from cropl.testbed.questions import questions
 from cropl.testbed.scenes import VERSION, Scene, scene
+from cropl.tiling import Tokens
 
 # N pictures, P patches (of all pictures, in a row), E values of a patch
 
@@ -115,19 +116,12 @@ class SceneCache(Dataset[CachedScene]):
         return CachedScene(pixels, tuple(row["grid"]), labels, self._with_evidence(one, grid, row), grid, picture)
 
     def _with_evidence(self, one: Scene, grid: TokenGrid, row: dict[str, Any]) -> list[dict[str, Any]]:
-        """The rows of the questions, each with ``evidence``, bool (2, V): the decoder's visual tokens on its boxes.
-
-        A relation has a row for each of its two things, other questions the same row twice. No token for an absence,
-        whose evidence is everything.
-        """
+        """The rows of the questions, each with its :func:`evidence`."""
         found = []
         for question, known in zip(questions(one), row["questions"], strict=True):
             if question.text != known["question"]:
                 raise ValueError(f"{self.folder}: its questions are not those of this version: delete the folder")
-            absent = question.kind == "existence" and question.answer == "no"
-            boxes = () if absent else question.boxes
-            parts = (boxes[:1], boxes[1:]) if question.kind == "relation" else (boxes, boxes)
-            found.append({**known, "evidence": torch.stack([cells_in(part, grid) for part in parts])})
+            found.append({**known, "evidence": evidence(question, grid)})
         return found
 
     def _is_built(self) -> bool:
@@ -185,6 +179,18 @@ class SceneCache(Dataset[CachedScene]):
 
 def _render(split: str, index: int) -> Image.Image:
     return scene(split, index).render()
+
+
+def evidence(question: Any, tokens: Tokens) -> Tensor:
+    """Bool (2, V): the decoder's visual tokens on a question's boxes.
+
+    A relation has a row for each of its two things, other questions the same row twice. No token for an absence, whose
+    evidence is everything.
+    """
+    absent = question.kind == "existence" and question.answer == "no"
+    boxes = () if absent else question.boxes
+    parts = (boxes[:1], boxes[1:]) if question.kind == "relation" else (boxes, boxes)
+    return torch.stack([cells_in(part, tokens) for part in parts])
 
 
 def question_row(one: Scene, question: Any) -> dict[str, Any]:

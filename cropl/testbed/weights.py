@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from cropl.data.aside import written_aside
 
 NAMES = {
     "llava": "tiny LLaVA: answers the testbed's questions over 24 x 24 visual tokens",
+    "llava_next": "tiny LLaVA-NeXT: the tiny LLaVA's parts on up to five crops, 576 tokens each, briefly tuned",
     "qwen2_vl": "tiny Qwen2-VL: answers them over about 64 merged tokens",
     "localizer": "the localizer, fine-tuned from the tiny Qwen2-VL",
     "plc": "PLC: compressor and language model, trained together from the tiny LLaVA; 68 visual tokens",
@@ -24,16 +26,17 @@ def path(name: str) -> Path:
 
 def resolve(name_or_path: str) -> str:
     """``testbed:NAME`` as the folder of that shipped checkpoint, ``untrained:NAME`` as that of a new, untrained one
-    (``llava`` or ``qwen2_vl``, made under ``runs/untrained`` with seed 0); anything else as it is."""
+    (``llava``, ``qwen2_vl``, or ``llava_next`` of the shipped LLaVA's parts, made under ``runs/untrained`` with seed
+    0); anything else as it is."""
     prefix, _, name = name_or_path.partition(":")
     if prefix == "testbed" and name:
         return str(path(name))
     if prefix == "untrained" and name:
         from cropl.testbed import build
 
-        make = {"llava": build.build_llava, "qwen2_vl": build.build_qwen2_vl}.get(name)
+        make: Callable[[Path], object] | None = getattr(build, f"build_{name}", None)
         if make is None:
-            raise ValueError(f"no untrained model {name!r}: choose llava or qwen2_vl")
+            raise ValueError(f"no untrained model {name!r}: choose llava, llava_next or qwen2_vl")
         folder = Path("runs/untrained") / name
         if not (folder / "config.json").exists():
             with written_aside(folder) as aside:
