@@ -72,7 +72,7 @@ class CompressorModule(InstructionModule):
         if not self.vlm.prunable:
             raise ValueError(
                 f"{checkpoint} is a {self.model.config.model_type} model, which cannot answer over compressed tokens: "
-                "train PLC with a LLaVA"
+                "train PLC with a LLaVA-1.5 or a Qwen2-VL"
             )
         for name, given, known in (
             ("regions", regions, RegionSource), ("instruction_regions", instruction_regions, RegionSource),

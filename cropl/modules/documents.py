@@ -84,6 +84,6 @@ def origins(rows: Rows) -> tuple[Tensor, Tensor, list[str]]:
 def strided(grid: tuple[int, int], stride: int) -> Tensor:
     """Indices of every ``stride``-th row and column, at a random phase."""
     rows, columns = grid
-    row = torch.arange(int(torch.randint(stride, ())), rows, stride)
-    column = torch.arange(int(torch.randint(stride, ())), columns, stride)
+    row = torch.arange(int(torch.randint(min(stride, rows), ())), rows, stride)
+    column = torch.arange(int(torch.randint(min(stride, columns), ())), columns, stride)
     return (row[:, None] * columns + column[None]).flatten()

@@ -130,7 +130,7 @@ class InstructionModule(TokenLossModule):
         Also returns the visual tokens (V, D) of pictures that no document shows.
         """
         features = self.vlm.encode_prepared(batch["pixels"], batch["grids"])
-        grids = [(rows // self.vlm.merge, columns // self.vlm.merge) for rows, columns in batch["grids"]]
+        grids = [self.vlm.token_shape(patches) for patches in batch["grids"]]
         keeps = [strided(grid, stride) if stride > 1 else torch.arange(grid[0] * grid[1]) for grid in grids]
         shown = []
         for rows, image in zip(batch["questions"], pictures_of(batch)):

@@ -11,13 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from cropl.grid import Region, TokenGrid
 from cropl.models.attention import LayerInput
+from cropl.tiling import Regions, Tokens
 
 Positions = Literal["original", "compact"]
 """Positions of surviving tokens: their own, or renumbered as if the dropped tokens had never been there."""
@@ -54,7 +54,7 @@ class DecoderView:
     requested_BS: Tensor | None
     attention: Callable[[int], LayerInput]
     total_B: Sequence[int] = ()
-    placed: Sequence[tuple[TokenGrid, Region] | None] | None = None
+    placed: Sequence[tuple[Tokens, Regions] | None] | None = None
 
     @property
     def living_BS(self) -> Tensor:
@@ -67,7 +67,7 @@ class DecoderView:
         position_S = torch.arange(self.attended_BS.shape[1], device=self.attended_BS.device)
         return (self.attended_BS * position_S).amax(1)
 
-    def places(self, rows: Sequence[int]) -> list[tuple[TokenGrid, Region]]:
+    def places(self, rows: Sequence[int]) -> list[tuple[Tokens, Regions]]:
         """Token grid and region of these rows.
 
         Raises:
@@ -112,6 +112,17 @@ class InnerLLM(ABC):
         A row's answer must not depend on the other rows of its batch.
         """
 
+    def flops(self, config: Any, total: int, visual_L: Sequence[int], text: int) -> int:
+        """FLOPs that deciding takes for one row, 2 per multiply-add, on top of what the layers do themselves.
+
+        Args:
+            config: of the decoder.
+            total: visual tokens of the row, before any was dropped.
+            visual_L: those that each layer saw.
+            text: the row's other tokens.
+        """
+        return 0
+
     def rewrite(self, hidden_BMD: Tensor, visual_BM: Tensor) -> Tensor:
         """The survivors' hidden states as they go on, after each `keep`; for methods that merge what they drop."""
         return hidden_BMD
@@ -129,17 +140,15 @@ class PreLLM(ABC):
         """Name of the method in result rows, lower case."""
 
     @abstractmethod
-    def count(self, grid: TokenGrid) -> int:
+    def count(self, grid: Tokens) -> int:
         """M: tokens that an image of this grid becomes."""
 
-    def flops(self, grid: TokenGrid) -> int:
-        """FLOPs that compressing one image takes, 2 per multiply-add."""
+    def flops(self, grid: Tokens, config: Any) -> int:
+        """FLOPs that compressing one image takes, 2 per multiply-add; `config` is the whole model's."""
         return 0
 
     @abstractmethod
-    def compress(
-        self, features: Sequence[Tensor], grids: Sequence[TokenGrid], regions: Sequence[Region]
-    ) -> list[Tensor]:
+    def compress(self, features: Sequence[Tensor], grids: Sequence[Tokens], regions: Sequence[Regions]) -> list[Tensor]:
         """Projected visual tokens `(V_i, D)` of each image to the `(M_i, D)` tokens that enter the language model."""
 
 

@@ -19,6 +19,7 @@ from transformers import Cache, DynamicCache
 
 from cropl.pruning.base import NotSupportedError, PruningError
 from cropl.pruning.gather import Rows
+from cropl.pruning.packed import Packing
 
 
 class Owner(Protocol):
@@ -34,12 +35,13 @@ class Group:
     Attributes:
         start: the first decoder layer that sees only these tokens.
         rows: the survivors, as positions of the unpruned sequence.
-        dropped_B: long, how many tokens each row has lost in total.
+        shift_B: long, by how much the positions of what is behind each row's survivors are smaller than unpruned;
+            None where positions stay the original ones.
     """
 
     start: int
     rows: Rows
-    dropped_B: Tensor
+    shift_B: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -54,12 +56,15 @@ class Prefix:
     Attributes:
         owner: the context that filled the cache.
         full_length: positions S of the unpruned sequence, padding included.
-        right_padded: whether a row ended in padding.
+        next_B: long, the position of the token behind each unpruned row.
+        padded, right_padded: whether there was padding, and whether a row ended in it.
         groups: by ascending `start`.
     """
 
     owner: ref[Owner]
     full_length: int
+    next_B: Tensor
+    padded: bool
     right_padded: bool
     groups: tuple[Group, ...]
 
@@ -72,13 +77,17 @@ class PrunedCache(DynamicCache):
     """A `DynamicCache` whose layers hold different lengths. Made by `adopt`, never constructed."""
 
     prefix: Prefix
+    packing: Packing | None = None
+    """Set while a prefill runs packed rows: attention gets them as they are, and the cache pads them."""
 
     @staticmethod
-    def adopt(cache: Cache, prefix: Prefix) -> None:
+    def adopt(cache: Cache, prefix: Prefix) -> PrunedCache:
         """Turn the (empty or partly filled) cache of a running prefill into a `PrunedCache`, in place."""
         assert type(cache) in (DynamicCache, PrunedCache)  # what check_cache lets through
         cache.__class__ = PrunedCache
-        cast(PrunedCache, cache).prefix = prefix
+        adopted = cast(PrunedCache, cache)
+        adopted.prefix = prefix
+        return adopted
 
     def release(self) -> None:
         """Back to a plain `DynamicCache` (after `reset`, for the next prefill)."""
@@ -94,7 +103,11 @@ class PrunedCache(DynamicCache):
                 "this key-value cache was filled inside pruned(...) and cannot be continued outside of it: "
                 "its layers hold different tokens; continue inside the context, or prefill again"
             )
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if self.packing is None:
+            return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        keys, values = self.packing.pad_heads(key_states), self.packing.pad_heads(value_states)
+        super().update(keys, values, layer_idx, *args, **kwargs)
+        return key_states, value_states
 
     def crop(self, tokens_to_remove: int) -> None:
         generated = self.get_seq_length(len(self.layers) - 1) - self.prefix.groups[-1].length
@@ -111,19 +124,21 @@ class PrunedCache(DynamicCache):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        rows = len(self.prefix.groups[0].dropped_B)
-        self._select(torch.arange(rows).repeat_interleave(repeats))
+        self._select(torch.arange(len(self.prefix.next_B)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
         self._select(indices)
 
     def _select(self, rows: Tensor) -> None:
+        def chosen(x_B: Tensor) -> Tensor:
+            return x_B[rows.to(x_B.device)]
+
         groups = tuple(
-            replace(group, rows=group.rows.select(rows), dropped_B=group.dropped_B[rows.to(group.dropped_B.device)])
+            Group(group.start, group.rows.select(rows), None if group.shift_B is None else chosen(group.shift_B))
             for group in self.prefix.groups
         )
-        self.prefix = replace(self.prefix, groups=groups)
+        self.prefix = replace(self.prefix, groups=groups, next_B=chosen(self.prefix.next_B))
 
 
 def check_cache(cache: Any) -> None:

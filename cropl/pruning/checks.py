@@ -8,12 +8,15 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaModel
 from transformers.models.mistral.modeling_mistral import MistralModel
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLTextModel
 
 from cropl.models.vlm import VLM
 from cropl.pruning.base import InnerLLM, NotSupportedError, PreLLM
 from cropl.pruning.masks import check_kernel
+from cropl.pruning.tower import TowerMethod
 
-_DECODERS = (LlamaModel, MistralModel, Qwen2Model)
+_DECODERS = (LlamaModel, MistralModel, Qwen2Model, Qwen2VLTextModel, Qwen2_5_VLTextModel)
 """Decoders whose layers take hidden states first, and mask, positions and cache by the same names."""
 
 
@@ -24,7 +27,7 @@ def check_model(vlm: VLM) -> None:
         supported = ", ".join(kind.__name__ for kind in _DECODERS)
         raise NotSupportedError(
             f"{type(vlm.model).__name__} with a {type(decoder).__name__} cannot be pruned; "
-            f"supported: LlavaForConditionalGeneration with {supported}"
+            f"supported: families that say so (cropl.models), with one of {supported}"
         )
     sliding = "sliding_attention" in (getattr(decoder.config, "layer_types", None) or ())
     if sliding or (isinstance(decoder, MistralModel) and decoder.config.sliding_window is not None):
@@ -40,6 +43,8 @@ def check_method(method: Any, num_layers: int, requested: bool) -> None:
     if isinstance(method, PreLLM):
         if method.needs_regions and not requested:
             raise ValueError(f"{type(method).__name__} needs regions: give one per row")
+        if isinstance(method, TowerMethod) and requested:
+            raise ValueError(f"{type(method).__name__} chooses by what the tower sees: leave regions and keep out")
         return
     if not isinstance(method, InnerLLM):
         raise ValueError(f"method must be an InnerLLM such as ILP(layer=2), or a PreLLM such as PLC, not {method!r}")

@@ -1,7 +1,8 @@
-"""A `PreLLM` method as the patch sees it: before layer 0 the first visual tokens of a row become the compressed ones.
+"""A `PreLLM` method as the patch sees it: before layer 0 some visual tokens of a row become the compressed ones.
 
-The others are dropped, and positions are renumbered: the language model sees a shorter image. So everything that is
-right for pruned models (masks, cache, decoding, beams) is right for compressed ones.
+They are the first ones, or those whose places the method names. The others are dropped: the language model sees a
+shorter image. So everything that is right for pruned models (masks, cache, decoding, beams) is right for compressed
+ones.
 
 Shapes: B rows, S positions, M surviving positions, V visual tokens of one row, D hidden width.
 """
@@ -11,7 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cropl.pruning.base import DecoderView, InnerLLM, Positions, PreLLM
+from cropl.models.tower_view import Watch
+from cropl.models.vlm import VLM
+from cropl.pruning.base import DecoderView, InnerLLM, NotSupportedError, Positions, PreLLM
+from cropl.pruning.tower import Reduced, Seen, TowerMethod
 
 
 class Compression(InnerLLM):
@@ -19,12 +23,18 @@ class Compression(InnerLLM):
 
     Args:
         method: what compresses.
+        class_token: whether the vision tower has a class token. Where it has none, tokens that know their places keep
+            their positions; all others are renumbered.
+
+    Attributes:
+        placed: whether the method has to know each row's token grid and region.
     """
 
-    positions: Positions = "compact"
-
-    def __init__(self, method: PreLLM) -> None:
+    def __init__(self, method: PreLLM, class_token: bool = True) -> None:
         self.method = method
+        self.placed = not isinstance(method, TowerMethod)
+        self.positions: Positions = "compact" if self.placed or class_token else "original"
+        self._seen = Seen()
         self._tokens: list[Tensor] = []
 
     @property
@@ -35,35 +45,54 @@ class Compression(InnerLLM):
     def layers(self) -> tuple[int, ...]:
         return (0,)
 
+    def watch(self, vlm: VLM) -> Watch:
+        """Look into the vision tower if the method wants it, until the watch is removed.
+
+        Raises:
+            NotSupportedError: the family does not show its tower.
+        """
+        if self.placed:
+            return Watch([])
+        try:
+            return Watch([vlm.watch_tower(self._seen.add)], undo=self._seen.forget)
+        except NotImplementedError as error:
+            raise NotSupportedError(f"{type(self.method).__name__} is not supported here: {error}") from None
+
     def keep(self, view: DecoderView) -> Tensor:
-        """The first M visual positions of each row, for its M compressed tokens.
+        """The visual positions of each row that its compressed tokens take.
 
         Raises:
             ValueError: the method makes no token of an image, or more than there were.
         """
-        visual_BS = view.visual_BS & view.attended_BS
+        visual_BS = (view.visual_BS & view.attended_BS).to(view.hidden_BSD.device)
         counts = visual_BS.sum(1).tolist()
         seen = [row for row, count in enumerate(counts) if count]
-        compressed: list[Tensor] = []
-        if seen:
-            hidden_BSD = view.hidden_BSD
-            visual_BS = visual_BS.to(hidden_BSD.device)
-            grids, regions = zip(*view.places(seen))
-            compressed = self.method.compress([hidden_BSD[row][visual_BS[row]] for row in seen], grids, regions)
-        for row, tokens_MD in zip(seen, compressed, strict=True):
-            if not 0 < len(tokens_MD) <= counts[row]:
+        reduced = self._reduced(view, visual_BS, seen) if seen else []
+        taken = []
+        for row, one in zip(seen, reduced, strict=True):
+            made = len(one.token_MD)
+            if not 0 < made <= counts[row]:
                 raise ValueError(
-                    f"{type(self.method).__name__} makes {len(tokens_MD)} tokens of the {counts[row]} of row {row}: it "
+                    f"{type(self.method).__name__} makes {made} tokens of the {counts[row]} of row {row}: it "
                     "must be at least one, and no more than the image has"
                 )
-        self._tokens = compressed
-        made = dict(zip(seen, map(len, compressed)))
-        made_B1 = torch.tensor([made.get(row, 0) for row in range(len(counts))], device=visual_BS.device)[:, None]
-        return visual_BS & (visual_BS.cumsum(1) <= made_B1)
+            taken_V = torch.zeros(counts[row], dtype=torch.bool, device=visual_BS.device)
+            taken_V[slice(made) if one.place_M is None else one.place_M.to(visual_BS.device)] = True
+            taken.append(taken_V)
+        self._tokens = [one.token_MD for one in reduced]
+        return visual_BS.masked_scatter(visual_BS, torch.cat(taken)) if taken else visual_BS
+
+    def _reduced(self, view: DecoderView, visual_BS: Tensor, seen: list[int]) -> list[Reduced]:
+        tokens = [view.hidden_BSD[row][visual_BS[row]] for row in seen]
+        if isinstance(self.method, TowerMethod):
+            images = self._seen.find(list(zip(seen, tokens, strict=True)))
+            return [self.method.reduce_image(image) for image in images]
+        grids, regions = zip(*view.places(seen))
+        return [Reduced(token_MD) for token_MD in self.method.compress(tokens, grids, regions)]
 
     def rewrite(self, hidden_BMD: Tensor, visual_BM: Tensor) -> Tensor:
         if not self._tokens:
             return hidden_BMD
-        tokens = torch.cat(self._tokens).to(hidden_BMD.dtype)
+        tokens = torch.cat([token_MD.to(hidden_BMD.device, hidden_BMD.dtype) for token_MD in self._tokens])
         self._tokens = []
         return hidden_BMD.masked_scatter(visual_BM.to(hidden_BMD.device)[..., None], tokens)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +37,10 @@ class DivPrune(InnerLLM):
     @property
     def layers(self) -> tuple[int, ...]:
         return (self.layer,)
+
+    def flops(self, config: Any, total: int, visual_L: Sequence[int], text: int) -> int:
+        seen = visual_L[self.layer - 1] if self.layer else total
+        return 2 * seen**2 * config.hidden_size
 
     def keep(self, view: DecoderView) -> Tensor:
         keep_BS = view.attended_BS.clone()

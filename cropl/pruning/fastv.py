@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
-from cropl.pruning.select import Tokens, best, check_tokens, wanted
+from cropl.pruning.select import Tokens, best, check_tokens, rating_flops, wanted
 
 
 class FastV(InnerLLM):
@@ -37,6 +40,9 @@ class FastV(InnerLLM):
     @property
     def watches(self) -> tuple[int, ...]:
         return (self.layer - 1,)
+
+    def flops(self, config: Any, total: int, visual_L: Sequence[int], text: int) -> int:
+        return rating_flops(config, visual_L[self.layer - 1] + text)
 
     def keep(self, view: DecoderView) -> Tensor:
         score_BS = view.attention(self.layer - 1).mean(view.last_B[:, None], view.attended_BS)[:, 0]

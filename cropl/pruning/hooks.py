@@ -1,12 +1,12 @@
 """The hooks that prune: one `Patch` per `pruned(...)` context, on one model instance.
 
-Shapes: B rows, S unpruned positions, M surviving positions, L decoder layers, D hidden width, C vocabulary.
+Shapes: B rows, S unpruned positions, M surviving positions, L decoder layers, D hidden width.
 """
 
 from __future__ import annotations
 
-import inspect
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -18,45 +18,49 @@ from cropl.models.attention import LayerInput, input_of
 from cropl.models.vlm import VLM
 from cropl.pruning.base import InnerLLM, NotSupportedError, PreLLM, PruningError
 from cropl.pruning.cache import Prefix, PrunedCache, check_cache
+from cropl.pruning.calls import (
+    asks_for_inner_states,
+    attended,
+    check_continuation,
+    check_prefill,
+    check_step,
+    named,
+)
 from cropl.pruning.compression import Compression
-from cropl.pruning.gather import take_labels
+from cropl.pruning.deltas import RopeDeltas
+from cropl.pruning.labels import take_out_labels, with_loss
+from cropl.pruning.packed import Kernel
+from cropl.pruning.record import Record
 from cropl.pruning.request import Request
 from cropl.pruning.run import Kwargs, Prefill, Run
 
 Args = tuple[Any, ...]
 
 
-class Patch:
+class Patch(Record):
     """A running `pruned(...)` context, and the record of its last prefill.
 
     Attributes:
         active: False once the context has been left.
-        prefills: how many prefills ran.
-        visual_BL: long, visual tokens entering each decoder layer, per row; None before the first prefill.
-        survivors_BM: long, the unpruned positions that outputs stand for, -1 on padding; None if nothing was dropped.
+        positions: of the survivors, "original" or "compact".
     """
 
     def __init__(self, vlm: VLM, method: InnerLLM | PreLLM, request: Request) -> None:
+        super().__init__()
         self.active = False
-        self.prefills = 0
-        self.visual_BL: Tensor | None = None
-        self.survivors_BM: Tensor | None = None
         self._vlm, self._request = vlm, request
-        self._method = Compression(method) if isinstance(method, PreLLM) else method
+        self._method = Compression(method, vlm.class_token) if isinstance(method, PreLLM) else method
         self._handles: list[Any] = []
         self._lock = threading.Lock()
         self._run: Run | None = None
-        self._compact = self._method.positions == "compact"
+        self._deltas = RopeDeltas(vlm.base)
+        self._kernel = Kernel(vlm.decoder.config)
+        self.positions = self._method.positions
 
     @property
-    def visual_B(self) -> Tensor | None:
-        """Long: visual tokens per row before pruning."""
-        return None if self.visual_BL is None else self._total_B
-
-    @property
-    def kept_B(self) -> Tensor | None:
-        """Long: visual tokens per row that the last layer sees."""
-        return None if self.visual_BL is None else self.visual_BL[:, -1]
+    def looks_into_tower(self) -> bool:
+        """Whether images have to run through the vision tower inside the context: features from before do not do."""
+        return isinstance(self._method, Compression) and not self._method.placed
 
     def install(self) -> None:
         """Put the hooks on the instance."""
@@ -67,6 +71,12 @@ class Patch:
             base.register_forward_pre_hook(self._before_base, with_kwargs=True),
             base.register_forward_hook(self._after_base, with_kwargs=True, always_call=True),
         ]
+        if isinstance(self._method, Compression):
+            self._handles.append(self._method.watch(self._vlm))
+        if self._method.layers:
+            decoder = self._vlm.decoder
+            self._handles.append(decoder.rotary_emb.register_forward_pre_hook(self._before_rotary, with_kwargs=True))
+            self._handles.append(decoder.norm.register_forward_pre_hook(self._before_norm))
         first = min(self._method.layers, default=self._vlm.num_layers)
         for index in range(first, self._vlm.num_layers):
             hook = partial(self._before_layer, index)
@@ -82,6 +92,8 @@ class Patch:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._deltas.restore()
+        self._kernel.restore()
         self._run = None
 
     def _begin(self, outer: bool) -> Run:
@@ -98,17 +110,9 @@ class Patch:
     def _before_model(self, module: nn.Module, args: Args, kwargs: Kwargs) -> Any:
         """Take labels out of the call: which positions survive is known only later."""
         run = self._begin(outer=True)
-        kwargs = _named(module, args, kwargs)
-        if not self._method.layers:
-            return (), kwargs
-        to_keep = kwargs.get("logits_to_keep", 0)
-        if isinstance(to_keep, Tensor):
-            raise NotSupportedError("logits_to_keep must be an integer: a tensor would name positions that may be gone")
-        if kwargs.get("labels") is not None:
-            if to_keep or "shift_labels" in kwargs:
-                raise NotSupportedError("labels cannot go with logits_to_keep or shift_labels: give labels alone")
-            run.labels_BS = kwargs.pop("labels")
-            run.loss_options = {k: v for k, v in kwargs.items() if k == "num_items_in_batch"}
+        kwargs = named(module, args, kwargs)
+        if self._method.layers:
+            run.labels_BS, run.loss_options = take_out_labels(kwargs)
         return (), kwargs
 
     def _after_model(self, module: Any, args: Args, kwargs: Kwargs, output: Any) -> Any:
@@ -119,18 +123,14 @@ class Patch:
         if run.labels_BS is None or output is None:
             return None
         groups = run.prefill.groups if run.prefill is not None else []
-        labels_BM = take_labels(groups[-1].rows, run.labels_BS) if groups else run.labels_BS
-        logits_BMC = output[0] if isinstance(output, tuple) else output.logits
-        vocab_size = module.config.get_text_config().vocab_size
-        loss = module.loss_function(logits=logits_BMC, labels=labels_BM, vocab_size=vocab_size, **run.loss_options)
-        return (loss, *output) if isinstance(output, tuple) else type(output)(loss=loss, **output)
+        return with_loss(module, output, groups[-1].rows if groups else None, run.labels_BS, run.loss_options)
 
     def _before_base(self, module: nn.Module, args: Args, kwargs: Kwargs) -> Any:
         """Decide what this forward is: a prefill, a step on a pruned cache, or none of our business."""
         run = self._own_run()
         if run is None or not run.outer:
             run = self._begin(outer=False)
-        kwargs = _named(module, args, kwargs)
+        kwargs = named(module, args, kwargs)
         cache = kwargs.get("past_key_values")
         if self._method.layers:
             check_cache(cache)
@@ -138,35 +138,37 @@ class Patch:
             self._start_prefill(run, kwargs)
         elif isinstance(cache, PrunedCache):
             self._start_step(run, cache, kwargs)
-        elif self._method.layers and _has_images(kwargs):
-            raise NotSupportedError(
-                "images on top of a filled cache (second turn, cached prefix, prefill_chunk_size) cannot be pruned: "
-                "prefill the whole prompt at once"
-            )
+        else:
+            if self._method.layers:
+                check_continuation(kwargs)
+            self._deltas.recall(cache)
         return (), kwargs
 
     def _after_base(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> None:
         run = self._own_run()
-        if run is not None and not run.outer:
+        if run is None:
+            return
+        run.unpack()  # a forward that failed left it so
+        self._kernel.restore()
+        if run.prefix is None:
+            self._deltas.note(output)
+        if not run.outer:
             self._run = None
 
     def _start_prefill(self, run: Run, kwargs: Kwargs) -> None:
-        ids_BS, mask_BS, cache = kwargs.get("input_ids"), kwargs.get("attention_mask"), kwargs.get("past_key_values")
-        if ids_BS is None:
-            raise NotSupportedError("pruning finds visual tokens in input_ids: give input_ids, not inputs_embeds")
-        if mask_BS is not None and (not isinstance(mask_BS, Tensor) or mask_BS.shape != ids_BS.shape):
-            raise NotSupportedError(f"attention_mask must have the shape of input_ids, {tuple(ids_BS.shape)}")
+        visual_BS = self._vlm.visual_mask(check_prefill(kwargs))
+        attended_BS, cache = attended(kwargs), kwargs.get("past_key_values")
         if isinstance(cache, PrunedCache):
             cache.release()
-        visual_BS = self._vlm.visual_mask(ids_BS)
-        attended_BS = torch.ones_like(visual_BS) if mask_BS is None else mask_BS.to(visual_BS.device).bool()
         counts = visual_BS.sum(1).tolist()
-        self.prefills += 1
-        self.visual_BL = torch.tensor(counts)[:, None].repeat(1, self._vlm.num_layers)
-        self._total_B = self.visual_BL[:, 0].clone()
-        self.survivors_BM = None
+        self.note_prefill(counts, self._vlm.num_layers)
         if self._method.layers:
-            if isinstance(self._method, Compression):
+            run.packs = (
+                self._kernel.packs
+                and not torch.is_grad_enabled()
+                and not asks_for_inner_states(self._kernel.config, kwargs)
+            )
+            if isinstance(self._method, Compression) and self._method.placed:
                 placed = self._request.places(self._vlm, counts, kwargs)
                 run.prefill = Prefill(attended_BS, visual_BS, attended_BS, None, placed, counts)
             else:
@@ -174,27 +176,14 @@ class Patch:
                 run.prefill = Prefill(attended_BS, visual_BS, attended_BS, requested_BS, None, counts)
 
     def _start_step(self, run: Run, cache: PrunedCache, kwargs: Kwargs) -> None:
-        prefix, mask_BS = cache.prefix, kwargs.get("attention_mask")
-        new = kwargs["input_ids"] if kwargs.get("input_ids") is not None else kwargs["inputs_embeds"]
-        if prefix.owner() is not self:
-            raise PruningError("this key-value cache was filled inside another pruned(...) context: prefill again")
-        if new.shape[1] != 1:
-            raise NotSupportedError(
-                "several tokens at once on a pruned cache (second turn, chunked prefill, assisted decoding) are not "
-                "supported: decode one token at a time, or prefill the whole prompt at once"
-            )
-        if prefix.right_padded:
-            raise NotSupportedError("right-padded prompts cannot be continued: pad on the left (padding_side='left')")
-        first = prefix.groups[0]
-        if new.shape[0] != len(first.dropped_B):
-            raise PruningError(f"{new.shape[0]} rows on a cache of {len(first.dropped_B)} rows")
-        if mask_BS is not None and (not isinstance(mask_BS, Tensor) or mask_BS.ndim != 2):
-            raise NotSupportedError("only two-dimensional attention masks are supported by pruning")
-        if kwargs.get("position_ids") is None and first.start == 0:
-            # Layer 0 tells its own, shorter length; every other prune leaves layer 0 with the true one.
-            position = cache.get_seq_length(0) - first.length + prefix.full_length
-            kwargs["position_ids"] = torch.tensor([[position]], device=new.device)
-        run.prefix, run.attention_mask_BS = prefix, mask_BS
+        prefix = cache.prefix
+        new = check_step(prefix, self, kwargs)
+        if kwargs.get("position_ids") is None:
+            # Not the model's business: layer 0 may tell a shorter length, and rope deltas may be another prefill's.
+            first = prefix.groups[0]
+            behind_B = prefix.next_B + cache.get_seq_length(first.start) - first.length
+            kwargs["position_ids"] = behind_B[:, None].to(new.device)
+        run.prefix, run.attention_mask_BS = prefix, kwargs.get("attention_mask")
 
     def _before_layer(self, index: int, module: nn.Module, args: Args, kwargs: Kwargs) -> Any:
         run = self._own_run()
@@ -207,51 +196,67 @@ class Patch:
         elif run.prefix is not None:
             group = run.prefix.group(index)
             if group is not None and group is not run.group:
-                run.enter_decoding(self._vlm.decoder, group, hidden, kwargs, self._compact)
+                run.enter_decoding(self._vlm.decoder, group, hidden, kwargs)
         if run.group is None:
             return (hidden, *args[1:]), kwargs
         # Position ids would only be read by flash attention, which takes gaps in them for packed sequences.
         kwargs = {**kwargs, "attention_mask": run.mask, "position_embeddings": run.rope, "position_ids": None}
+        if run.packing is not None:
+            kwargs |= run.packing.options(self._kernel.packed())
         return (hidden, *args[1:]), kwargs
+
+    def _before_norm(self, module: nn.Module, args: Args) -> Args | None:
+        """Behind the last layer, packed rows become padded ones again."""
+        run = self._own_run()
+        if run is None or run.packing is None:
+            return None
+        hidden_BMD = run.pad(args[0])
+        run.unpack()
+        self._kernel.restore()
+        return (hidden_BMD, *args[1:])
+
+    def _before_rotary(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        """Note the positions of a forward: the model computes them where the caller gives none."""
+        run = self._own_run()
+        if run is not None and run.position is None:  # what comes later are positions of survivors
+            run.position = named(module, args, kwargs)["position_ids"]
 
     def _before_attention(self, index: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Note what a watched layer looks at, in a prefill."""
         run = self._own_run()
         if run is not None and run.prefill is not None:
-            run.attention[index] = LayerInput.of(module, args, kwargs)
+            seen = LayerInput.of(module, args, kwargs)
+            parts = (run.pad(part) for part in (seen.hidden_BSD, seen.cos_BSE, seen.sin_BSE))
+            run.attention[index] = LayerInput(seen.attention, *parts)
 
-    def _prune(self, run: Run, prefill: Prefill, index: int, hidden_BSD: Tensor, kwargs: Kwargs) -> Tensor:
-        rope = kwargs["position_embeddings"] if run.rope is None else run.rope
+    def _prune(self, run: Run, prefill: Prefill, index: int, hidden: Tensor, kwargs: Kwargs) -> Tensor:
+        hidden_BSD = run.pad(hidden)
+        rope = kwargs["position_embeddings"] if run.padded_rope is None else run.padded_rope
+
+        cache = kwargs.get("past_key_values")
 
         def attention(layer: int) -> LayerInput:
-            ahead = layer == index  # this layer has not run yet
-            return input_of(self._vlm.decoder.layers[layer], hidden_BSD, rope) if ahead else run.attention[layer]
+            if layer == index:  # it has not run yet
+                return input_of(self._vlm.decoder.layers[layer], hidden_BSD, rope)
+            keys_BGSE = None if cache is None else cache.layers[layer].keys
+            return replace(run.attention[layer], key_BGSE=keys_BGSE)
 
         pruning = prefill.prune(self._method, index, hidden_BSD, attention)
         run.attention.clear()
         if pruning is None:
-            return self._method.rewrite(hidden_BSD, prefill.visual_BS & prefill.attended_BS)
+            hidden_BSD = self._method.rewrite(hidden_BSD, prefill.visual_BS & prefill.attended_BS)
+            return hidden_BSD if run.packing is None else run.packing.pack(hidden_BSD)
         rows, kept = pruning
-        hidden_BMD, group = self._method.rewrite(rows.take(hidden_BSD), prefill.visual_BS), prefill.groups[-1]
-        cache, full_BS = kwargs.get("past_key_values"), prefill.full_BS
-        run.enter_pruned(self._vlm.decoder, group, hidden_BMD, kwargs, self._compact)
+        taken_BMD = rows.take(hidden_BSD)
+        hidden_BMD = self._method.rewrite(taken_BMD, prefill.visual_BS)
+        prefill.made |= hidden_BMD is not taken_BMD
+        run.enter_pruned(self._vlm.decoder, hidden_BMD, kwargs, self.positions == "compact")
+        full_BS = prefill.full_BS
         if cache is not None:
-            right_padded = not bool(full_BS[:, -1].all())
-            PrunedCache.adopt(cache, Prefix(ref(self), full_BS.shape[1], right_padded, tuple(prefill.groups)))
-        assert self.visual_BL is not None
-        self.visual_BL[:, index:] = torch.tensor(kept)[:, None]
-        self.survivors_BM = group.rows.index_BM.masked_fill(~group.rows.real_BM, -1)
-        return hidden_BMD
-
-
-def _named(module: nn.Module, args: Args, kwargs: Kwargs) -> Kwargs:
-    """All arguments of a forward by name, in a new dict."""
-    if not args:
-        return dict(kwargs)
-    names = list(inspect.signature(module.forward).parameters)
-    return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _has_images(kwargs: Kwargs) -> bool:
-    # Not by the placeholder: a sampled token may happen to be one.
-    return kwargs.get("pixel_values") is not None or bool(kwargs.get("mm_encoder_outputs"))
+            padded, right_padded = (~torch.stack([full_BS.all(), full_BS[:, -1].all()])).tolist()
+            length, next_B, groups = full_BS.shape[1], run.unpruned.next_B, tuple(prefill.groups)
+            run.cache = PrunedCache.adopt(cache, Prefix(ref(self), length, next_B, padded, right_padded, groups))
+        hidden = run.pack(hidden_BMD)
+        waste = hidden_BMD.shape[:2].numel() / sum(prefill.lengths)
+        self.note_prune(index, kept, prefill.groups[-1].rows, waste, run.packing is not None)
+        return hidden

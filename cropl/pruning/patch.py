@@ -15,12 +15,12 @@ from weakref import WeakSet
 
 from torch import nn
 
-from cropl.grid import Region, TokenGrid
 from cropl.models.vlm import as_vlm
 from cropl.pruning.base import InnerLLM, PreLLM, PruningError
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.hooks import Patch
 from cropl.pruning.request import Keep, Request
+from cropl.tiling import Regions, Tokens
 
 _active: WeakSet[nn.Module] = WeakSet()
 _lock = threading.Lock()
@@ -31,9 +31,9 @@ def pruned(
     model: Any,
     method: InnerLLM | PreLLM,
     *,
-    regions: Sequence[Region | None] | None = None,
+    regions: Sequence[Regions | None] | None = None,
     image_sizes: Sequence[tuple[int, int]] | None = None,
-    grids: Sequence[TokenGrid] | None = None,
+    grids: Sequence[Tokens] | None = None,
     keep: Keep | None = None,
 ) -> Iterator[Patch]:
     """Run `model` with `method` inside the `with` block: forward, `generate` with any batch, sampling, beams.
@@ -41,9 +41,10 @@ def pruned(
     Args:
         model: a `transformers` model of a supported family, or our VLM around it.
         method: `ILP(...)`, `Dense()`, `RandomTokens(...)`, any `InnerLLM`; `PLC(...)`, any `PreLLM`.
-        regions: one contextual region per row (None: this row keeps everything).
+        regions: one contextual region per row, or a sequence of regions for their union (None: the row keeps
+            everything).
         image_sizes: `(width, height)` of each region's image; images count as square where none are given.
-        grids: each region's token grid (`inputs.grids`), instead of `image_sizes`.
+        grids: each region's token grid or map (`inputs.grids`), instead of `image_sizes`.
         keep: the visual tokens that stay, bool BV or one bool vector per row, instead of regions.
 
     `generate` repeats rows; regions and the like repeat with them. Every prefill in the block prunes anew. Outputs hold

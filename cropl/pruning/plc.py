@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from cropl.grid import Region, TokenGrid
 from cropl.models.compressor import CONFIG, WEIGHTS, Compressor
 from cropl.pruning.base import PreLLM
+from cropl.tiling import Regions, Tokens
 
 
 class PLC(PreLLM):
@@ -36,15 +37,13 @@ class PLC(PreLLM):
     def name(self) -> str:
         return "plc"
 
-    def count(self, grid: TokenGrid) -> int:
+    def count(self, grid: Tokens) -> int:
         return self.compressor.count(grid)
 
-    def flops(self, grid: TokenGrid) -> int:
+    def flops(self, grid: Tokens, config: Any) -> int:
         return self.compressor.flops(grid)
 
-    def compress(
-        self, features: Sequence[Tensor], grids: Sequence[TokenGrid], regions: Sequence[Region]
-    ) -> list[Tensor]:
+    def compress(self, features: Sequence[Tensor], grids: Sequence[Tokens], regions: Sequence[Regions]) -> list[Tensor]:
         return self.compressor.to(features[0].device)(features, grids, regions)
 
 

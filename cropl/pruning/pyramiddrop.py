@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from cropl.budget import Meaning
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
-from cropl.pruning.select import best
+from cropl.pruning.select import average, best, bisected, rating_flops, scaled_layers
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PyramidDrop(InnerLLM):
@@ -17,7 +22,7 @@ class PyramidDrop(InnerLLM):
 
     Args:
         ratio: share of the tokens that stay from one stage to the next: stage s leaves int(N ratio^s) of an image's N.
-            On a 32-layer model with the default layers, 0.5596, 0.4197 and 0.1916 average 192, 128 and 64 of 576.
+            On a 32-layer model with layers (2, 8, 16), 0.5596, 0.4197 and 0.1916 average 192, 128 and 64 of 576.
         layers: of the stages, ascending; published are (8, 16, 24) with 0.5, and (2, 8, 16) for tight budgets.
         positions: "compact" (default, as published) or "original".
     """
@@ -33,6 +38,37 @@ class PyramidDrop(InnerLLM):
         self._layers = tuple(check_layer(layer) for layer in layers)
         self.positions = check_positions(positions)
 
+    @classmethod
+    def for_budget(
+        cls,
+        tokens: float,
+        total: float,
+        meaning: Meaning,
+        num_layers: int,
+        layers: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Self:
+        """The method whose ratio meets a budget of `tokens` out of `total`.
+
+        Args:
+            tokens: mean tokens behind the last stage ("post_prune"), or per layer ("layer_average").
+            total: visual tokens of an image, or their mean.
+            meaning: of `tokens`.
+            num_layers: L.
+            layers: of the stages; None is (2, 8, 16), published for 32 layers, in proportion.
+            options: further arguments of the class.
+
+        Raises:
+            InfeasibleBudget: the layers in front of the first stage take more on their own.
+        """
+        layers = scaled_layers((2, 8, 16), num_layers) if layers is None else tuple(layers)
+
+        def met(ratio: float) -> float:
+            stages = [total * ratio ** (stage + 1) for stage in range(len(layers))]
+            return stages[-1] if meaning == "post_prune" else average(stages, layers, total, num_layers)
+
+        return cls(bisected(met, tokens), layers, **options)
+
     @property
     def name(self) -> str:
         return "pyramiddrop"
@@ -40,6 +76,11 @@ class PyramidDrop(InnerLLM):
     @property
     def layers(self) -> tuple[int, ...]:
         return self._layers
+
+    def flops(self, config: Any, total: int, visual_L: Sequence[int], text: int) -> int:
+        # A stage rates what the layer before it saw.
+        seen = [visual_L[layer - 1] if layer else total for layer in self._layers if layer < len(visual_L)]
+        return sum(rating_flops(config, visual + text, keys=True) for visual in seen)
 
     def keep(self, view: DecoderView) -> Tensor:
         share = self.ratio ** (self._layers.index(view.layer) + 1)

@@ -49,19 +49,20 @@ class RandomTokens(InnerLLM):
         return (self.layer,)
 
     def keep(self, view: DecoderView) -> Tensor:
-        counts = view.visual_BS.sum(1).tolist()
+        counts = view.living_BS.sum(1).tolist()
         rows = len(counts)
         if rows % len(self.seeds):
             raise ValueError(f"{len(self.seeds)} seeds for {rows} rows: give one seed, or one per row")
-        chosen = [self._draw(self.seeds[row * len(self.seeds) // rows], count) for row, count in enumerate(counts)]
+        seeds = [self.seeds[row * len(self.seeds) // rows] for row in range(rows)]
+        wishes = [wanted(self.tokens, total) for total in view.total_B]
+        chosen = [self._draw(seed, count, wish) for seed, count, wish in zip(seeds, counts, wishes, strict=True)]
         keep_BS = view.attended_BS.clone()
-        keep_BS[view.visual_BS] = torch.cat(chosen).to(keep_BS.device)
+        keep_BS[view.living_BS] = torch.cat(chosen).to(keep_BS.device)
         return keep_BS
 
-    def _draw(self, seed: int, count: int) -> Tensor:
+    def _draw(self, seed: int, count: int, wish: int) -> Tensor:
         """Bool (count,): the kept ones. Drawn on the CPU, so that every device keeps the same."""
-        kept = wanted(self.tokens, count)
         generator = torch.Generator().manual_seed(seed)
         keep_V = torch.zeros(count, dtype=torch.bool)
-        keep_V[torch.randperm(count, generator=generator)[:kept]] = True
+        keep_V[torch.randperm(count, generator=generator)[:wish]] = True
         return keep_V

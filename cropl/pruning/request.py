@@ -14,29 +14,29 @@ import torch
 from torch import Tensor
 
 from cropl.budget import per_image
-from cropl.grid import Region, TokenGrid
-from cropl.models.placement import region_span
+from cropl.grid import Region
 from cropl.models.vlm import VLM
+from cropl.tiling import Regions, Tokens, covered, members
 
 Keep = Tensor | Sequence[Tensor | None]
-Places = Sequence[tuple[TokenGrid, Region] | None]
+Places = Sequence[tuple[Tokens, Regions] | None]
 
 
 class Request:
     """Checks and holds what `pruned` was given.
 
     Args:
-        regions: one region per row; None for a row that keeps everything.
-        image_sizes: `(width, height)` per region; images count as square without.
-        grids: the token grid per region, instead of image sizes.
+        regions: one entry per row: a region, a sequence of regions for their union, or None to keep everything.
+        image_sizes: `(width, height)` per entry; images count as square without.
+        grids: the token grid or map per entry, instead of image sizes.
         keep: bool BV, or one bool `(V_i,)` per row (None keeps everything), instead of regions.
     """
 
     def __init__(
         self,
-        regions: Sequence[Region | None] | None,
+        regions: Sequence[Regions | None] | None,
         image_sizes: Sequence[tuple[int, int]] | None,
-        grids: Sequence[TokenGrid] | None,
+        grids: Sequence[Tokens] | None,
         keep: Keep | None,
     ) -> None:
         if regions is not None and keep is not None:
@@ -53,7 +53,7 @@ class Request:
         entries: Sequence[Any] | Tensor | None = regions if regions is not None else keep
         if entries is not None and len(entries) == 0:
             raise ValueError("regions (or keep) is empty: give one entry per row")
-        self.regions = None if regions is None else list(regions)
+        self.regions = None if regions is None else [None if one is None else _one_or_union(one) for one in regions]
         self.image_sizes = None if image_sizes is None else list(image_sizes)
         self.grids = None if grids is None else list(grids)
         self.keep = None if keep is None else [None if mask is None else _bool(mask) for mask in keep]
@@ -97,7 +97,7 @@ class Request:
             raise ValueError(f"{len(regions)} regions for {len(counts)} rows: give one per row")
         grids = self._grids(vlm, len(regions), tensors)
         repeat = len(counts) // len(regions)
-        found: list[tuple[TokenGrid, Region] | None] = []
+        found: list[tuple[Tokens, Regions] | None] = []
         for row, count in enumerate(counts):
             region, grid = regions[row // repeat], grids[row // repeat]
             if region is not None and count and grid.num_tokens != count:
@@ -105,7 +105,7 @@ class Request:
             found.append(None if region is None or not count else (grid, region))
         return found
 
-    def _grids(self, vlm: VLM, count: int, tensors: Mapping[str, Any]) -> list[TokenGrid]:
+    def _grids(self, vlm: VLM, count: int, tensors: Mapping[str, Any]) -> Sequence[Tokens]:
         if self.grids is not None:
             return self.grids
         return vlm.token_grids(self.image_sizes or [(1, 1)] * count, tensors)
@@ -118,24 +118,26 @@ class Request:
         ]
 
 
-def region_mask(region: Region, grid: TokenGrid) -> Tensor:
-    """Bool `(V,)`, row-major: the tokens whose cell overlaps the region.
+def region_mask(region: Regions, grid: Tokens) -> Tensor:
+    """Bool `(V,)`, in the model's order: the tokens whose cell overlaps the region, or any of a union.
 
-    The full region keeps every token, the padding too (see `region_span`): it must be the unpruned model.
+    The full region keeps every token, the padding too: it must be the unpruned model.
     """
-    r0, r1, c0, c1 = region_span(region, grid)
-    mask = torch.zeros(grid.rows, grid.cols, dtype=torch.bool)
-    mask[r0:r1, c0:c1] = True
-    return mask.flatten()
+    return torch.tensor(covered(grid, region))
 
 
-def keep_mask(region: Region, grid: TokenGrid, budget: int | float | None = None) -> Tensor:
+def keep_mask(region: Regions, grid: Tokens, budget: int | float | None = None) -> Tensor:
     """Bool `(V,)`: what one image keeps: exactly `budget` tokens, grown from the region, or the region's own for None.
 
     Raises:
         ValueError: the budget is 0 or above the token count.
     """
     return region_mask(region, grid) if budget is None else per_image(region, grid, budget)
+
+
+def _one_or_union(regions: Regions) -> Regions:
+    found = members(regions)
+    return found[0] if len(found) == 1 else found
 
 
 def _bool(mask: Tensor) -> Tensor:
@@ -150,8 +152,9 @@ def _row(mask: Tensor | None, count: int, row: int) -> Tensor:
         return torch.ones(count, dtype=torch.bool)
     if len(mask) != count:
         raise ValueError(
-            f"row {row} has {count} visual tokens, but its region (or keep mask) covers {len(mask)}: one image per row "
-            "is supported with regions, in one prefill (no prefill_chunk_size); with several images give keep"
+            f"row {row} has {count} visual tokens, but its region (or keep mask) covers {len(mask)}: give grids or "
+            "image_sizes, one per image, where tokens follow the image's shape; one image per row is supported with "
+            "regions, in one prefill (no prefill_chunk_size); with several images give keep"
         )
     if not mask.any():
         raise ValueError(f"row {row} would keep no visual token at all: keep at least one")

@@ -5,14 +5,27 @@ Shapes: B rows, S positions, T raters, V visual tokens, N recycled tokens, C clu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from cropl.budget import Meaning
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
-from cropl.pruning.select import Tokens, best, check_tokens, wanted
+from cropl.pruning.select import Tokens, average, best, bisected, check_tokens, rating_flops, scaled_layers, wanted
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+PUBLISHED_TOTAL = 576
+PUBLISHED = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
+"""Tokens kept behind each rating layer, by what the paper calls the budget."""
+PUBLISHED_PLUS = {192: (300, 200, 118), 128: (238, 108, 60), 64: (66, 34, 20)}
+"""The same of SparseVLM+."""
 
 
 class SparseVLM(InnerLLM):
@@ -56,6 +69,55 @@ class SparseVLM(InnerLLM):
         self._raters: list[Tensor] = []  # of each row: which of its text tokens
         self._merged: Tensor | None = None
 
+    @classmethod
+    def for_budget(
+        cls,
+        tokens: float,
+        total: float,
+        meaning: Meaning,
+        num_layers: int,
+        layers: Sequence[int] | None = None,
+        recycle: float = 0.3,
+        **options: Any,
+    ) -> Self:
+        """The method that meets a budget of `tokens` out of `total`: a published list, all its numbers scaled alike.
+
+        Recycled tokens count, since layers compute them. The list is that of the nearest published budget.
+
+        Args:
+            tokens: mean tokens behind the last stage ("post_prune"), or per layer ("layer_average").
+            total: visual tokens of an image, or their mean.
+            meaning: of `tokens`.
+            num_layers: L.
+            layers: that rate; None is (2, 6, 15), published for 32 layers, in proportion.
+            recycle, options: as for the class.
+
+        Raises:
+            InfeasibleBudget: no such list meets it.
+        """
+        if layers is None:
+            layers = [layer - 1 for layer in scaled_layers((3, 7, 16), num_layers)]
+        published = PUBLISHED if recycle else PUBLISHED_PLUS
+        nearest = min(published, key=lambda budget: abs(math.log(budget / PUBLISHED_TOTAL * total / tokens)))
+        if len(layers) != len(published[nearest]):
+            raise ValueError(f"layers={tuple(layers)}: a budget needs {len(published[nearest])} layers, or give kept")
+        shape = [kept / max(published[nearest]) for kept in published[nearest]]
+
+        def kept(factor: float) -> list[float]:
+            # At factor 1 every stage keeps all.
+            return [max(min(share * factor / min(shape), 1.0), 1 / total) for share in shape]
+
+        def met(factor: float) -> float:
+            stages, living = [], round(total)
+            for share in kept(factor):
+                survivors = min(wanted(share, round(total)), living)
+                living = survivors + (_clusters(_recycled(recycle, living - survivors)) if recycle else 0)
+                stages.append(living)
+            behind = [layer + 1 for layer in layers]
+            return stages[-1] if meaning == "post_prune" else average(stages, behind, total, num_layers)
+
+        return cls(kept(bisected(met, tokens)), layers, recycle, **options)
+
     @property
     def name(self) -> str:
         return "sparsevlm" if self.recycle else "sparsevlm+"
@@ -67,6 +129,14 @@ class SparseVLM(InnerLLM):
     @property
     def watches(self) -> tuple[int, ...]:
         return self.rating
+
+    def flops(self, config: Any, total: int, visual_L: Sequence[int], text: int) -> int:
+        """As many raters as there is text: how many there really are depends on the words."""
+        stages = [layer for layer in self.rating if layer + 1 < len(visual_L)]
+        rating = sum(rating_flops(config, visual_L[layer] + text, text) for layer in stages)
+        merged = [_recycled(self.recycle, visual_L[layer] - visual_L[layer + 1]) for layer in stages]
+        clustering = 2 * config.hidden_size * sum(count * (count + _clusters(count)) for count in merged)
+        return rating + clustering + 2 * config.hidden_size * total * text
 
     def keep(self, view: DecoderView) -> Tensor:
         self._merged = None
@@ -120,7 +190,7 @@ class SparseVLM(InnerLLM):
         """The first visual positions of each row, as many as it has survivors and clusters, which come into them."""
         left_BS = living_BS & ~keep_BS
         dropped = left_BS.sum(1).tolist()
-        recycled_BS = best(score_BS, left_BS, [int(self.recycle * count) + 1 if count else 0 for count in dropped])
+        recycled_BS = best(score_BS, left_BS, [_recycled(self.recycle, count) for count in dropped])
         tokens: list[Tensor] = []
         for row in range(len(dropped)):
             hidden_SD = view.hidden_BSD[row]
@@ -128,6 +198,16 @@ class SparseVLM(InnerLLM):
         self._merged = torch.cat(tokens)
         count_B1 = torch.tensor([len(row) for row in tokens], device=living_BS.device)[:, None]
         return living_BS & (living_BS.cumsum(1) <= count_B1)
+
+
+def _recycled(share: float, dropped: int) -> int:
+    """How many of the dropped tokens are merged."""
+    return int(share * dropped) + 1 if dropped else 0
+
+
+def _clusters(count: int) -> int:
+    """Into how many."""
+    return count // 10 + 1 if count else 0
 
 
 def fitting(tokens: Tokens, total: int) -> int:
@@ -143,9 +223,11 @@ def clustered(token_ND: Tensor) -> Tensor:
     """
     if not len(token_ND):
         return token_ND
-    clusters = len(token_ND) // 10 + 1
+    clusters = _clusters(len(token_ND))
     exact_ND = token_ND.float() if token_ND.dtype != torch.float64 else token_ND
-    distance_NN = torch.cdist(exact_ND, exact_ND, compute_mode="donot_use_mm_for_euclid_dist")
+    # Centred, products lose little to cancellation, and they are many times as fast as differences.
+    centred_ND = exact_ND - exact_ND.mean(0)
+    distance_NN = torch.cdist(centred_ND, centred_ND, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0)
     distance_NN = distance_NN / token_ND.shape[1] ** 0.5
     density_N = (-distance_NN.topk(clusters, largest=False).values.square().mean(1)).exp()
     denser_NN = density_N[None] > density_N[:, None]

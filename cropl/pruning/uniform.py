@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
-from cropl.pruning.select import Tokens, check_tokens, wanted
+from cropl.pruning.select import Tokens, check_tokens, spread, wanted
 
 
 class UniformTokens(InnerLLM):
@@ -32,13 +31,4 @@ class UniformTokens(InnerLLM):
         return (self.layer,)
 
     def keep(self, view: DecoderView) -> Tensor:
-        count_B1 = torch.tensor([wanted(self.tokens, total) for total in view.total_B])[:, None]
-        total_B1 = torch.tensor(view.total_B)[:, None]
-        living_BS = view.living_BS
-        index_BS = living_BS.long().cumsum(1) - 1
-        count_B1, total_B1 = count_B1.to(index_BS.device), total_B1.to(index_BS.device)
-        # Of V tokens, n intervals of V / n each give the token in which one begins: index * n // V steps up there.
-        begins_BS = (index_BS * count_B1) // total_B1.clamp(min=1) != ((index_BS - 1) * count_B1) // total_B1.clamp(
-            min=1
-        )
-        return living_BS & begins_BS
+        return spread(view.living_BS, [wanted(self.tokens, total) for total in view.total_B])

@@ -13,6 +13,7 @@ from cropl.cli import main
 from cropl.data.collate import SampleCollate
 from cropl.data.sample import Sample
 from cropl.grid import Region
+from cropl.models.llava import LlavaVLM
 from cropl.models.packed import places
 from cropl.models.vlm import load_vlm
 from cropl.modules.compressor import CompressorModule
@@ -53,9 +54,11 @@ def test_each_question_is_a_document_of_68_consecutive_tokens(module) -> None:
     assert len(logits) == len(targets) > 0
 
 
-def test_what_could_not_answer_or_would_do_nothing_is_refused(tiny_llava, tiny_localizer) -> None:
-    with pytest.raises(ValueError, match="qwen2_vl model, which cannot answer over compressed tokens"):
-        CompressorModule(str(tiny_localizer))
+def test_what_could_not_answer_or_would_do_nothing_is_refused(tiny_llava, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(LlavaVLM, "prunable", False)
+        with pytest.raises(ValueError, match="llava model, which cannot answer over compressed tokens"):
+            CompressorModule(str(tiny_llava))
     for option in ({"stride": 2}, {"evidence_weight": 1.0}):
         with pytest.raises(ValueError, match=f"{next(iter(option))}.*on a grid"):
             CompressorModule(str(tiny_llava), **option)
@@ -130,10 +133,12 @@ def test_coordinates_may_be_the_target(tiny_llava) -> None:
     assert "red" in module.tokenizer.decode(module.as_turn({**row, "localize": False}, True).ids)
 
 
-@pytest.mark.parametrize("anchors", [True, False])
-def test_the_export_answers_with_the_tokens_that_were_trained(tiny_llava, tmp_path, anchors) -> None:
+@pytest.mark.parametrize(("family", "anchors"), [("llava", True), ("llava", False), ("localizer", False)])
+def test_the_export_answers_with_the_tokens_that_were_trained(request, tmp_path, family, anchors) -> None:
     torch.manual_seed(1)
-    module = CompressorModule(str(tiny_llava), anchors=anchors, unit=3.0)
+    few = {} if family == "llava" else {"queries": 20}  # a Qwen2-VL, whose pictures have fewer tokens
+    checkpoint = str(request.getfixturevalue(f"tiny_{family}"))
+    module = CompressorModule(checkpoint, anchors=anchors, unit=3.0, **few)
     module.eval()
     module.export(tmp_path)
     vlm, plc = load_vlm(str(tmp_path)), PLC.from_pretrained(tmp_path)

@@ -44,7 +44,7 @@ def test_random_tokens_do_not_depend_on_the_batch(layer) -> None:
 @torch.no_grad()
 def test_random_tokens_are_uniform() -> None:
     method = RandomTokens(16)
-    counts = torch.stack([method._draw(seed, 64) for seed in range(2000)]).float().mean(0)
+    counts = torch.stack([method._draw(seed, 64, 16) for seed in range(2000)]).float().mean(0)
     assert (counts.sum() - 16).abs() < 1e-3 and (counts - 0.25).abs().max() < 0.05
 
 

@@ -17,9 +17,9 @@ GREEDY = {"do_sample": False, "max_new_tokens": 5}
 GRID = TokenGrid.padded_square(SIDE, 1, 1)
 
 
-def compressor(queries: int = 9, seed: int = 0, anchors: bool = False) -> Compressor:
+def compressor(queries: int = 9, seed: int = 0, anchors: bool = False, width: int = 32) -> Compressor:
     torch.manual_seed(seed)
-    made = Compressor(CompressorConfig(32, queries, 2, anchors=anchors, side=SIDE))
+    made = Compressor(CompressorConfig(width, queries, 2, anchors=anchors, side=SIDE))
     return made.double().eval()
 
 

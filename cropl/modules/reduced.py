@@ -1,0 +1,67 @@
+"""Trains a model for the visual tokens that a method leaves it, as VisionZip‡ trains the projector for VisionZip."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cropl.models.card import Card
+from cropl.models.tower_view import TowerImage
+from cropl.models.tuning import Tune
+from cropl.modules.documents import Shown, pictures_of, unseen
+from cropl.modules.instruction import InstructionModule
+from cropl.pruning.tower import TowerMethod
+
+
+class ReducedModule(InstructionModule):
+    """Conversations over the visual tokens that a method makes of what the frozen vision tower shows.
+
+    Args:
+        checkpoint: folder or name of the model to start from.
+        method: such as ``cropl.pruning.VisionZip``; the trained model is to be used with it.
+        tune: see :class:`~cropl.modules.instruction.InstructionModule`; VisionZip‡ trains the ``projector`` alone.
+        options: its other arguments; ``stride`` and ``evidence_weight`` need all tokens of a grid, and are refused.
+
+    Raises:
+        ValueError: an option is unknown, or the model's tower has no class token.
+
+    Batches are those of :class:`~cropl.modules.instruction.InstructionModule`. The tokens of a picture have consecutive
+    positions, as in ``pruned``.
+    """
+
+    def __init__(self, checkpoint: str, method: TowerMethod, tune: Tune = "projector", **options: Any):
+        for key, off in (("stride", 1), ("evidence_weight", 0)):
+            if options.get(key, off) != off:
+                raise ValueError(f"{key} {options[key]}: is of all visual tokens on a grid, which {method.name} leaves")
+        super().__init__(checkpoint, tune=tune, **options)
+        if not self.vlm.class_token:
+            raise ValueError(
+                f"{checkpoint} is a {self.model.config.model_type} model, in which tokens keep their places in the "
+                f"image: training with {method.name} puts them at consecutive positions, as in a LLaVA"
+            )
+        self.method = method
+
+    def documents(self, batch: dict[str, Any], stride: int = 1) -> tuple[list[Shown], list[Tensor]]:
+        seen: list[TowerImage] = []
+        watch = self.vlm.watch_tower(seen.append)
+        try:
+            self.vlm.encode_prepared(batch["pixels"], batch["grids"])
+        finally:
+            watch.remove()
+        reduced = [self.method.reduce_image(image).token_MD for image in seen]
+        shown: list[Shown] = []
+        for rows, image in zip(batch["questions"], pictures_of(batch)):
+            asked = self.drawn(rows)
+            if image is None:
+                shown.append(Shown.text(asked))
+                continue
+            token_MD = reduced[image]
+            count = len(token_MD)
+            shown.append(Shown(asked, [None] * len(asked), token_MD, (1, count), torch.arange(count)))
+        return shown, [reduced[image] for image in unseen(batch)]
+
+    def card(self) -> Card:
+        return replace(super().card(), what=f"A {self.model.config.model_type} model trained with {self.method.name}")
