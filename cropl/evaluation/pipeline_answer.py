@@ -1,0 +1,137 @@
+"""The second stage of the pipeline: answers questions whose regions are known, in batches of about equal length.
+
+Shapes: V visual tokens of one image.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cropl.budget import apply_factor
+from cropl.evaluation.pipeline_items import Asked, Failed, Located, isolated
+from cropl.grid import Region
+from cropl.models.vlm import VLM
+from cropl.pruning import ILP, InnerLLM, PreLLM, keep_mask, pruned
+from cropl.pruning.checks import check_method, check_model
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer, the visual tokens that the last layer saw, those there were, and its share of the time."""
+
+    text: str
+    kept: int
+    total: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Row:
+    place: int
+    image: Image.Image
+    question: str
+    region: Region | None
+
+
+class Answerer:
+    """Answers with one model and one method.
+
+    Args:
+        vlm: the model.
+        method: an `InnerLLM` or `PreLLM`; None is ILP from near the paper's layer on, 2 of 32.
+        budget: tokens that each image keeps exactly (int), or its share of them (float); None keeps the regions.
+        factor: instead of a budget, what regions are scaled by: one that `calibrate` found on another set.
+        batch_size: questions of a forward.
+        max_new_tokens: of an answer.
+
+    Raises:
+        ValueError: the model cannot be pruned, the method does not fit it, or budget and factor do not go with it.
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        method: InnerLLM | PreLLM | None = None,
+        budget: int | float | None = None,
+        factor: float | None = None,
+        batch_size: int = 8,
+        max_new_tokens: int = 32,
+    ) -> None:
+        check_model(vlm)
+        self.method = method or ILP(layer=max(1, round(vlm.num_layers / 16)))
+        check_method(self.method, vlm.num_layers, requested=True)
+        if budget is not None and factor is not None:
+            raise ValueError("give either a budget or a factor, not both: both say how many tokens an image keeps")
+        if isinstance(self.method, PreLLM) and (budget is not None or factor is not None):
+            raise ValueError(
+                f"{self.method.name} makes as many tokens as it was trained to: give no budget and no factor"
+            )
+        self.vlm, self.budget, self.factor = vlm, budget, factor
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self._grid = lru_cache(maxsize=256)(self._new_grid)
+
+    def __call__(self, asked: Sequence[Asked], located: Sequence[Located]) -> list[Answered | Failed]:
+        """Answers in the order of the questions. One that fails is asked again alone, and fails alone."""
+        done: list[Answered | Failed] = [Failed(each.error or "") for each in asked]
+        rows = []
+        for place, (one, where) in enumerate(zip(asked, located, strict=True)):
+            picture = one.picture()
+            if isinstance(picture, Failed):
+                done[place] = picture
+            else:
+                rows.append(_Row(place, picture, one.question, where.region))
+        if len(rows) > self.batch_size:
+            rows.sort(key=lambda row: (-self._kept(row), row.place))
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            for row, answer in zip(batch, isolated(self._answer, batch)):
+                done[row.place] = answer
+        return done
+
+    @torch.inference_mode()
+    def _answer(self, rows: list[_Row]) -> list[Answered]:
+        began = time.perf_counter()
+        vlm, method = self.vlm, self.method
+        inputs = vlm.inputs([row.image for row in rows], [row.question for row in rows])
+        wish: dict[str, Any]
+        if isinstance(method, PreLLM):
+            wish = {"regions": [row.region or Region.full() for row in rows], "grids": inputs.grids}
+        else:
+            wish = {"keep": [self._keep(row.region, grid) for row, grid in zip(rows, inputs.grids)]}
+        with pruned(vlm, method, **wish) as patch:
+            texts = vlm.generate(inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+        assert patch.kept_B is not None
+        seconds = (time.perf_counter() - began) / len(rows)
+        return [
+            Answered(text, kept, grid.num_tokens, seconds)
+            for text, kept, grid in zip(texts, patch.kept_B.tolist(), inputs.grids)
+        ]
+
+    def _keep(self, region: Region | None, grid: Any) -> Tensor:
+        """Bool (V,): all where there is no region, whatever the budget."""
+        if region is None:
+            return torch.ones(grid.num_tokens, dtype=torch.bool)
+        if self.factor is not None:
+            return apply_factor(region, grid, self.factor)
+        return keep_mask(region, grid, self.budget)
+
+    def _kept(self, row: _Row) -> int:
+        """Tokens that the row will keep, to sort by; 0 where that cannot be told: its own batch will say why."""
+        try:
+            return int(self._keep(row.region, self._grid(row.image.size)).sum())
+        except Exception:
+            return 0
+
+    def _new_grid(self, size: tuple[int, int]) -> Any:
+        try:
+            return self.vlm.token_grids([size])[0]
+        except ValueError:  # of a family whose grid follows the processed image: only the size counts
+            return self.vlm.inputs([Image.new("RGB", size)], ["?"]).grids[0]
