@@ -8,6 +8,8 @@ from cropl.commands.verbs import run_verb
 
 VERBS = {
     "data": "samples a second, from the shards to the batch, stage by stage",
+    "pipeline": "localizing ahead: questions a second of both stages alone, at once, and coupled",
+    "prune": "pruned prefills and answers against dense ones, beside what their FLOPs allow",
     "train": "training steps: tokens a second, MFU and memory, beside the naive way",
 }
 
