@@ -39,7 +39,9 @@ _NOT_FOR_USERS = (
 )
 COMMANDS = {
     "evaluate": "answer a benchmark with several pruning methods and compare them",
+    "report": "make tables and plots of stored evaluations",
     "ask": "ask one question about one image",
+    "answer": "answer a file or stream of questions, localizing ahead",
     "export": "write a training's checkpoint as a plain transformers folder",
     "consolidate": "make one checkpoint file of a sharded one",
     "calibrate": "size a localizer's regions so that they hold enough for a share of the questions",

@@ -18,13 +18,15 @@ PARTS = {"datamodules": ROOT / "datamodules", "recipes": ROOT / "recipes"}
 FILES = sorted(path for folder in (ROOT / "cropl", *PARTS.values()) for path in folder.rglob("*.py"))
 
 # What each part may import beside itself; never the other way round. Parts that do not exist yet are listed already.
-LEAF = {"drawing", "errors", "grid", "prompt", "recipe", ""}  # "" is `import cropl` for its version
+LEAF = {"axis", "drawing", "errors", "grid", "prompt", "recipe", "tiling", ""}  # "" is `import cropl` for its version
 BASE = LEAF | {"budget", "metrics", "data", "testbed"}
 ALLOWED = {
     "": {"budget", "grid", "metrics", "models", "prompt", "pruning"},  # the lazy public names
     "errors": set(),
     "recipe": {"errors"},
-    "grid": set(),
+    "axis": set(),
+    "grid": {"axis"},
+    "tiling": {"grid"},
     "drawing": {"grid"},
     "prompt": {"grid"},
     "budget": LEAF,
@@ -39,7 +41,7 @@ ALLOWED = {
     "datamodules": LEAF | {"data", "testbed"},
     "modules": BASE | {"models", "pruning", "parallel"},
     "evaluation": BASE | {"benchmarks", "pruning", "models"},
-    "bench": BASE | {"benchmarks", "pruning", "models"},
+    "bench": BASE | {"benchmarks", "pruning", "models", "evaluation"},
     "integrations": BASE | {"benchmarks", "pruning", "models", "evaluation"},
 }
 BELOW_COMMANDS = set(ALLOWED) | {"recipes"}

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from cropl.commands.ask_options import GROUNDING, LOCALIZER, Options, read
 from cropl.errors import UsageError
-from cropl.grid import Region, TokenGrid
+from cropl.grid import Region
+from cropl.tiling import Tokens
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -161,7 +162,7 @@ def _source(options: Options, method: str) -> tuple[str, RegionSource | None]:
     return f"zero-shot, {name}", sources.ZeroShotGrounding(open_vlm(name, options.device, options.dtype))
 
 
-def _keep(options: Options, method: str, region: Region | None, grid: TokenGrid) -> Any:
+def _keep(options: Options, method: str, region: Region | None, grid: Tokens) -> Any:
     """Bool (V,): which visual tokens stay (or, with PLC, are the region's); all where there is no region."""
     import torch
 
@@ -173,7 +174,7 @@ def _keep(options: Options, method: str, region: Region | None, grid: TokenGrid)
 
 
 def _patch(
-    options: Options, method: str, layer: int, vlm: VLM, region: Region | None, grid: TokenGrid, keep: Any
+    options: Options, method: str, layer: int, vlm: VLM, region: Region | None, grid: Tokens, keep: Any
 ) -> Callable[[], AbstractContextManager[Any]]:
     """What the method answers in; made anew for each answer."""
     from cropl.commands.models import checkpoint

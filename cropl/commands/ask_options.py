@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cropl.commands.arguments import Parser
 from cropl.errors import UsageError
-from cropl.evaluation.study import check_budget
+from cropl.evaluation.arms import check_budget
 from cropl.grid import Region
 
 MODEL, LOCALIZER = "testbed:llava", "testbed:localizer"

@@ -15,7 +15,7 @@ from cropl.models.localizer import stored_codec
 from cropl.models.lora import train_rows
 from cropl.models.memory import RESERVE, Batch, Memory, estimate, parameters_of, trained_numbers
 from cropl.models.placement import WINDOW
-from cropl.models.qwen2_vl import trained_max_pixels
+from cropl.models.qwen2_vl import Qwen2VLVLM, trained_max_pixels
 from cropl.models.skeleton import config_of, skeleton
 from cropl.models.tuning import choose_trained
 from cropl.models.vlm import VLM
@@ -104,13 +104,13 @@ def prepared(kind: type, arguments: Mapping[str, Any]) -> tuple[VLM, list[nn.Mod
 
 def batch_of(vlm: VLM, further: list[nn.Module], arguments: Mapping[str, Any], samples: int) -> Batch:
     """What a forward pass computes, with pictures as large as they may be."""
-    side = getattr(vlm, "side", None)
-    if side is None:
+    if isinstance(vlm, Qwen2VLVLM):  # as many as the picture has pixels for
         patch = int(vlm.model.config.vision_config.patch_size) * vlm.merge
         given = (arguments["model_options"] or {}).get("max_pixels")
         visual = (trained_max_pixels(vlm.model.config) if given is None else int(given)) // patch**2
     else:
-        visual = side * side
+        side: int = getattr(vlm, "side", 0)
+        visual = int(getattr(vlm, "most_tokens", side * side))
     kept = visual
     for one in further:
         if isinstance(one, Compressor):

@@ -63,11 +63,11 @@ def evaluate(recipes: Sequence[str], overrides: dict[str, Any] | None = None, qu
     from cropl.evaluation.progress import Stages
     from cropl.evaluation.run import run_study, save
 
-    vlm = open_vlm(study.model, study.device, study.dtype, study.attention)
+    vlm = open_vlm(study.model, study.device, study.dtype, study.attention, study.protocol)
     localizer = open_localizer(study.localizer, study.device, study.dtype) if study.localizer else None
     grounding = open_vlm(study.grounding, study.device, study.dtype) if study.grounding else None
     names = dict.fromkeys(arm.model for arm in study.arms if arm.model)
-    models = {name: open_vlm(name, study.device, study.dtype, study.attention) for name in names}
+    models = {name: open_vlm(name, study.device, study.dtype, study.attention, study.protocol) for name in names}
     with Stages() as stages:
         outcome = run_study(study, samples, vlm, localizer, grounding, label, stages, models)
         path = save(outcome, samples, out, study.gallery)

@@ -42,12 +42,29 @@ def _options(device: str | None, dtype: str | None, attention: str | None = None
     return options
 
 
-def open_vlm(name: str, device: str | None = None, dtype: str | None = None, attention: str | None = None) -> VLM:
-    """Load the model that answers."""
+def open_vlm(
+    name: str,
+    device: str | None = None,
+    dtype: str | None = None,
+    attention: str | None = None,
+    protocol: str | None = None,
+) -> VLM:
+    """Load the model that answers; `protocol` is LLaVA-NeXT's."""
+    from cropl.models.loading import load_config
     from cropl.models.vlm import load_vlm
 
     _quiet()
-    return load_vlm(checkpoint(name), **_options(device, dtype, attention))
+    options = _options(device, dtype, attention)
+    if protocol is not None:
+        if (family := load_config(checkpoint(name)).model_type) != "llava_next":
+            raise UsageError(f"protocol {protocol!r}: {name} is a {family} model, and only LLaVA-NeXT has protocols")
+        options["protocol"] = protocol
+    try:
+        return load_vlm(checkpoint(name), **options)
+    except ValueError as error:
+        if protocol is None or "protocol" not in str(error):
+            raise
+        raise UsageError(str(error)) from None
 
 
 def open_localizer(

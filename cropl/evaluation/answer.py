@@ -17,11 +17,11 @@ import torch
 
 from cropl.evaluation.pictures import by_image, controlled, displayed
 from cropl.evaluation.plan import Run
-from cropl.grid import TokenGrid
 from cropl.metrics.cost import kv_bytes
 from cropl.models.inputs import VLMInputs
 from cropl.models.vlm import VLM
 from cropl.pruning import Patch, PreLLM, pruned
+from cropl.tiling import Tokens
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -40,6 +40,7 @@ class Answers:
         texts: for every run key, one answer per question.
         visual: for every run key and question, the visual tokens that each decoder layer saw, as the patch counted.
         text_tokens: for every question, the prompt's tokens that are not visual.
+        positions: for every run key, the positions that its method gives to survivors; None for dense.
         probes: for every run key, (question, bytes) of key-value caches read after a prefill of that question alone.
         seconds: for every run key, generation alone.
         encode_seconds: the vision tower over all images, shared by all runs.
@@ -49,6 +50,7 @@ class Answers:
     texts: dict[str, list[str]] = field(default_factory=dict)
     visual: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
     text_tokens: list[int] = field(default_factory=list)
+    positions: dict[str, str | None] = field(default_factory=dict)
     probes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     encode_seconds: float = 0.0
@@ -56,7 +58,7 @@ class Answers:
 
     def add(self, other: Answers) -> None:
         """Take in the runs of another model; what is shared stays that of the first."""
-        for name in ("texts", "visual", "probes", "seconds"):
+        for name in ("texts", "visual", "positions", "probes", "seconds"):
             getattr(self, name).update(getattr(other, name))
         if not self.images:
             self.text_tokens, self.encode_seconds = other.text_tokens, other.encode_seconds
@@ -143,9 +145,14 @@ def _answer_chunk(
         _wait(vlm)
         began = time.perf_counter()
         with pruning(vlm, run, samples, batch, inputs.grids) as patch:
+            if patch is not None and patch.looks_into_tower:  # no more timed than the other runs' encoding
+                inputs = vlm.inputs(pictures, [samples[index].asked for index in batch], vlm.encode_images(pictures))
+                _wait(vlm)
+                began = time.perf_counter()
             texts = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
         _wait(vlm)
         answers.seconds[run.key] += time.perf_counter() - began
+        answers.positions[run.key] = None if patch is None else patch.positions
         for row, index in enumerate(batch):
             answers.texts[run.key][index] = texts[row]
             answers.visual[run.key][index] = visual_per_layer(vlm, inputs, patch, row)
@@ -156,7 +163,7 @@ def _answer_chunk(
 
 
 def pruning(
-    vlm: VLM, run: Run, samples: Sequence[Sample], batch: Sequence[int], grids: Sequence[TokenGrid]
+    vlm: VLM, run: Run, samples: Sequence[Sample], batch: Sequence[int], grids: Sequence[Tokens]
 ) -> AbstractContextManager[Patch | None]:
     """The context in which `run` answers `batch` (indices into `samples`, with their token grids): `pruned`, or nothing
     at all for dense."""
@@ -182,7 +189,9 @@ def _probe(
 ) -> int:
     """Bytes of the key-value cache after the prefill of one question, read off the cache itself."""
     inputs = vlm.inputs([image], [samples[index].asked], [features])
-    with pruning(vlm, run, samples, [index], inputs.grids):
+    with pruning(vlm, run, samples, [index], inputs.grids) as patch:
+        if patch is not None and patch.looks_into_tower:
+            inputs = vlm.inputs([image], [samples[index].asked])
         output = vlm.model(**inputs.kwargs(), use_cache=True, logits_to_keep=1)
     return kv_bytes(output.past_key_values)
 

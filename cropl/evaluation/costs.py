@@ -21,7 +21,8 @@ from cropl.metrics import cost
 from cropl.models.localizer import MAX_NEW_TOKENS
 from cropl.models.vlm import VLM
 from cropl.prompt import localizer_prompt
-from cropl.pruning.base import PreLLM
+from cropl.pruning.base import InnerLLM, PreLLM
+from cropl.tiling import TokenMap, Tokens
 
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
@@ -36,7 +37,7 @@ class Costs:
     """Means over the questions of one run.
 
     Attributes:
-        prefill_flops: of the language model.
+        prefill_flops: of the language model, with what a method inside it takes to decide.
         with_vision: plus the vision tower, the projector, and what compresses before the language model, for the image
             of each question; None for unknown towers.
         with_localizer: plus what gave the regions: nothing for true regions and for methods without, the localizer
@@ -73,7 +74,7 @@ class FixedCosts:
 def fixed_costs(
     models: Mapping[str | None, VLM],
     samples: Sequence[Sample],
-    grids: Sequence[TokenGrid],
+    grids: Sequence[Tokens],
     localizer: Localizer | None,
 ) -> FixedCosts:
     """Everything about costs that can go wrong, so that it goes wrong before the answers and not after them.
@@ -93,21 +94,24 @@ def fixed_costs(
     return FixedCosts(_mean([grid.num_tokens for grid in grids]), vision, localizing, resolution)
 
 
-def _vision(vlm: VLM, grids: Sequence[TokenGrid]) -> float | None:
+def _vision(vlm: VLM, grids: Sequence[Tokens]) -> float | None:
     """Mean FLOPs to turn the images into their visual tokens; None where the tower is not known."""
     try:
-        return _mean([cost.vision_flops(vlm.model.config, _patches(vlm, grid)) for grid in grids])
+        return _mean([_vision_of(vlm, grid) for grid in grids])
     except ValueError:
         return None
 
 
-def _patches(vlm: VLM, grid: TokenGrid) -> tuple[int, int]:
-    """Rows and columns before merging."""
-    return grid.rows * vlm.merge, grid.cols * vlm.merge
+def _vision_of(vlm: VLM, tokens: Tokens) -> int:
+    """FLOPs to turn one image into its visual tokens: all crops of it, or patches before merging."""
+    if isinstance(tokens, TokenMap):
+        return cost.vision_flops(vlm.model.config, crops=tokens.crops)
+    assert isinstance(tokens, TokenGrid)
+    return cost.vision_flops(vlm.model.config, (tokens.rows * vlm.merge, tokens.cols * vlm.merge))
 
 
 def measure_costs(
-    vlm: VLM, runs: Sequence[Run], answers: Answers, fixed: FixedCosts, grids: Sequence[TokenGrid]
+    vlm: VLM, runs: Sequence[Run], answers: Answers, fixed: FixedCosts, grids: Sequence[Tokens]
 ) -> dict[str, Costs]:
     """The costs of every run by its key, from the tokens that its prefills really had in each layer."""
     text_config = vlm.decoder.config
@@ -117,9 +121,14 @@ def measure_costs(
             [text + visual for visual in layers]
             for text, layers in zip(answers.text_tokens, answers.visual[run.key], strict=True)
         ]
-        flops = _mean([cost.decoder_flops(text_config, layers) for layers in lengths])
         method = run.method([""])
-        compressing = _mean([method.flops(grid) for grid in grids]) if isinstance(method, PreLLM) else 0.0
+        flops = _mean([cost.decoder_flops(text_config, layers) for layers in lengths])
+        if isinstance(method, InnerLLM):
+            counted = zip(grids, answers.visual[run.key], answers.text_tokens, strict=True)
+            flops += _mean([method.flops(text_config, grid.num_tokens, seen, text) for grid, seen, text in counted])
+        compressing = (
+            _mean([method.flops(grid, vlm.model.config) for grid in grids]) if isinstance(method, PreLLM) else 0.0
+        )
         with_vision = _plus(flops + compressing, fixed.vision[run.arm.model])
         by_run[run.key] = Costs(
             prefill_flops=flops,
@@ -159,7 +168,7 @@ def _localizer_cost(localizer: Localizer, samples: Sequence[Sample]) -> tuple[fl
     def words(sample: Sample) -> int:
         return len(tokenizer(localizer_prompt(sample.question), add_special_tokens=False)["input_ids"])
 
-    grids: dict[tuple[int, int], TokenGrid] = {}
+    grids: dict[tuple[int, int], Tokens] = {}
     template = 0
     for sample in samples:
         size = (sample.width, sample.height)
@@ -172,7 +181,7 @@ def _localizer_cost(localizer: Localizer, samples: Sequence[Sample]) -> tuple[fl
         grid = grids[sample.width, sample.height]
         length = grid.num_tokens + template + words(sample)
         prefill = cost.decoder_flops(text_config, [length] * vlm.num_layers, logits=0)
-        flops.append(cost.vision_flops(config, _patches(vlm, grid)) + prefill + _reading(localizer, length))
+        flops.append(_vision_of(vlm, grid) + prefill + _reading(localizer, length))
         areas.append(grid.num_tokens * (vlm.merge * config.vision_config.patch_size) ** 2)
     return _mean(flops), (min(areas), max(areas))
 

@@ -70,6 +70,7 @@ def circumstances(vlm: VLM) -> dict[str, Any]:
         "threads": torch.get_num_threads() if vlm.device.type == "cpu" else None,
         "dtype": str(vlm.model.dtype).removeprefix("torch."),
         "attention": vlm.decoder.config._attn_implementation or "eager",
+        "protocol": vlm.protocol,
         "image_processor": type(vlm.processor.image_processor).__name__,
         "versions": versions(),
         "commit": commit(),

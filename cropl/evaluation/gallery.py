@@ -8,7 +8,8 @@ from typing import Any
 from PIL import Image
 
 from cropl.evaluation.overlay import svg_overlay
-from cropl.grid import Region, TokenGrid
+from cropl.grid import Region
+from cropl.tiling import from_record
 
 Prediction = Mapping[str, Any]
 
@@ -72,7 +73,7 @@ def cards(
 
 
 def _card(prediction: Prediction, arm: str, dense: str, image: Image.Image) -> dict[str, Any]:
-    grid = TokenGrid(**prediction["grid"])
+    grid = from_record(prediction["grid"])
     mine = prediction["arms"][arm]
     keep = unpack(mine["kept"], grid.num_tokens) if mine.get("kept") else None
     region = Region(*mine["region"]) if mine.get("region") else None

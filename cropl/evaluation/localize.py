@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cropl.errors import UsageError
+from cropl.evaluation.arms import Arm
 from cropl.evaluation.pictures import by_image, displayed
 from cropl.evaluation.plan import collect_regions, needed_sources
 from cropl.evaluation.progress import Stages
-from cropl.evaluation.study import Arm, Study
+from cropl.evaluation.study import Study
 from cropl.grid import GRID, Region
 from cropl.metrics.area import AreaRecall
 from cropl.models import region_sources as sources

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
 from cropl.grid import GRID, Region, TokenGrid
+from cropl.tiling import Tokens, finest
 
 PREDICTED, TRUTH, KEPT = "#e4572e", "#1b998b", "#2f6fed"
 
@@ -49,12 +51,39 @@ def kept_outline(keep: Sequence[bool], grid: TokenGrid) -> list[tuple[int, int, 
     return lines
 
 
+@dataclass(frozen=True)
+class Cells:
+    """The grid that is drawn, the finest of the image's, over a picture of it.
+
+    Attributes:
+        grid: its rows and columns.
+        keep: which of its tokens are kept, row by row.
+        left, top, width, height: of the first cell, in pixels of the picture.
+    """
+
+    grid: TokenGrid
+    keep: list[bool]
+    left: float
+    top: float
+    width: float
+    height: float
+
+    @classmethod
+    def of(cls, tokens: Tokens, keep: Sequence[bool], width: float, height: float) -> Cells:
+        """The cells over a picture of this size; `keep` has an entry for each of the image's tokens."""
+        grid, places = finest(tokens)
+        x, y = width / grid.image_width, height / grid.image_height
+        size = (grid.width / grid.cols * x, grid.height / grid.rows * y)
+        return cls(grid, [keep[place] for place in places], grid.left * x, grid.top * y, *size)
+
+
 def draw_overlay(
-    image: Image.Image, grid: TokenGrid, keep: Sequence[bool], region: Region | None, truth: Region | None = None
+    image: Image.Image, grid: Tokens, keep: Sequence[bool], region: Region | None, truth: Region | None = None
 ) -> Image.Image:
     """A copy of `image` with kept tokens tinted, the rest faded, the 8x8 grid, the region and (dashed) the true one.
 
-    Small images are enlarged to 640 pixels on the long side, so that the lines stay readable.
+    Small images are enlarged to 640 pixels on the long side, so that the lines stay readable. Of several grids of
+    tokens, the finest is drawn.
     """
     scale = max(1.0, 640 / max(image.size))
     width, height = round(image.width * scale), round(image.height * scale)
@@ -62,15 +91,15 @@ def draw_overlay(
     faded = Image.blend(base, Image.new("RGB", base.size, "white"), 0.55)
     mask = Image.new("L", base.size, 0)
     pen = ImageDraw.Draw(mask)
-    cell_w, cell_h = grid.width * scale / grid.cols, grid.height * scale / grid.rows
+    cells = Cells.of(grid, keep, image.width * scale, image.height * scale)
     boxes = [
         (
-            grid.left * scale + col * cell_w,
-            grid.top * scale + row * cell_h,
-            grid.left * scale + (col + cols) * cell_w - 1,
-            grid.top * scale + (row + rows) * cell_h - 1,
+            cells.left + col * cells.width,
+            cells.top + row * cells.height,
+            cells.left + (col + cols) * cells.width - 1,
+            cells.top + (row + rows) * cells.height - 1,
         )
-        for row, col, rows, cols in kept_runs(keep, grid)
+        for row, col, rows, cols in kept_runs(cells.keep, cells.grid)
     ]
     for box in boxes:
         pen.rectangle(box, fill=255)
@@ -79,8 +108,8 @@ def draw_overlay(
     for i in range(1, GRID):
         draw.line([(width * i / GRID, 0), (width * i / GRID, height)], fill="#b9bfcc", width=1)
         draw.line([(0, height * i / GRID), (width, height * i / GRID)], fill="#b9bfcc", width=1)
-    for x0, y0, x1, y1 in kept_outline(keep, grid):
-        ends = [(grid.left * scale + x * cell_w, grid.top * scale + y * cell_h) for x, y in ((x0, y0), (x1, y1))]
+    for x0, y0, x1, y1 in kept_outline(cells.keep, cells.grid):
+        ends = [(cells.left + x * cells.width, cells.top + y * cells.height) for x, y in ((x0, y0), (x1, y1))]
         draw.line(ends, fill=KEPT, width=2)
     if region is not None:
         draw.rectangle(_pixels(region, width, height), outline=PREDICTED, width=4)
@@ -91,7 +120,7 @@ def draw_overlay(
 
 def svg_overlay(
     image: Image.Image,
-    grid: TokenGrid,
+    grid: Tokens,
     keep: Sequence[bool] | None,
     region: Region | None,
     truth: Region | None,
@@ -110,11 +139,12 @@ def svg_overlay(
         f'<image href="data:image/jpeg;base64,{data}" width="{width}" height="{height}"/>'
     ]
     if keep is not None:
-        cell_w, cell_h = grid.width / grid.cols, grid.height / grid.rows
+        cells = Cells.of(grid, keep, width, height)
+        left, top, cell_w, cell_h = cells.left, cells.top, cells.width, cells.height
         holes = "".join(
-            f"M{grid.left + col * cell_w:.1f} {grid.top + row * cell_h:.1f}h{cols * cell_w:.1f}v{rows * cell_h:.1f}"
+            f"M{left + col * cell_w:.1f} {top + row * cell_h:.1f}h{cols * cell_w:.1f}v{rows * cell_h:.1f}"
             f"h{-cols * cell_w:.1f}z"
-            for row, col, rows, cols in kept_runs(keep, grid)
+            for row, col, rows, cols in kept_runs(cells.keep, cells.grid)
         )
         # Everything that was dropped is faded: an outer rectangle with the kept runs as holes.
         parts.append(
@@ -122,9 +152,8 @@ def svg_overlay(
             f'<path d="{holes}" fill="{KEPT}" fill-opacity="0.12"/>'
         )
         outline = "".join(
-            f"M{grid.left + x0 * cell_w:.1f} {grid.top + y0 * cell_h:.1f}"
-            f"L{grid.left + x1 * cell_w:.1f} {grid.top + y1 * cell_h:.1f}"
-            for x0, y0, x1, y1 in kept_outline(keep, grid)
+            f"M{left + x0 * cell_w:.1f} {top + y0 * cell_h:.1f}L{left + x1 * cell_w:.1f} {top + y1 * cell_h:.1f}"
+            for x0, y0, x1, y1 in kept_outline(cells.keep, cells.grid)
         )
         parts.append(f'<path d="{outline}" stroke="{KEPT}" stroke-width="{1.2 * unit:.2f}"/>')
     lines = "".join(f"M{width * i / GRID:.1f} 0v{height}M0 {height * i / GRID:.1f}h{width}" for i in range(1, GRID))

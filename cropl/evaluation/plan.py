@@ -18,15 +18,16 @@ import torch
 
 from cropl.budget import InfeasibleBudget, calibrate, kept_for_layer_average
 from cropl.errors import UsageError
-from cropl.evaluation.study import ALL, Arm
-from cropl.grid import Region, TokenGrid
+from cropl.evaluation.arms import ALL, Arm
+from cropl.grid import Region
 from cropl.models.region_sources import RegionSource
 from cropl.models.vlm import VLM
 from cropl.pruning.base import PreLLM
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.request import region_mask
-from cropl.recipe import load_object
+from cropl.recipe import instantiate, load_object
 from cropl.testbed import weights
+from cropl.tiling import Tokens
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,6 +42,8 @@ class Run:
     Attributes:
         arm, seed: what is run.
         layer: K as a number, None for methods without.
+        num_layers: L of the model that answers.
+        total: visual tokens of an image before pruning, on average.
         regions: one region per question, None for methods without.
         keep: one bool mask (V_i,) per question, None where the method draws or computes its own.
         kept: visual tokens that are to stay after the pruning layer, per question; results hold those that did.
@@ -51,6 +54,8 @@ class Run:
     arm: Arm
     seed: int | None
     layer: int | None
+    num_layers: int = 0
+    total: float = 0.0
     regions: list[Region] | None = None
     keep: list[torch.Tensor] | None = None
     kept: list[int] = field(default_factory=list)
@@ -63,40 +68,73 @@ class Run:
         """The arm's key, with the seed where there is one."""
         return self.arm.key if self.seed is None else f"{self.arm.key}#{self.seed}"
 
+    @property
+    def meets_budget(self) -> bool:
+        """Whether the method itself keeps what the budget says, and not the mask of its regions."""
+        if self.arm.budget is None:
+            return False
+        return (
+            self.arm.region_source == "none"
+            or "tokens" in inspect.signature(load_object(self.arm.class_path)).parameters
+        )
+
     def method(self, keys: Sequence[str]) -> Any:
         """The pruning method for a batch of questions with these keys; None for dense."""
         if self.arm.method == "dense":
             return None
-        options = {k: weights.resolve(v) if isinstance(v, str) else v for k, v in self.arm.options.items()}
+        options = {k: _built(v, f"study arm {self.arm.key!r}: {k}") for k, v in self.arm.options.items()}
         if self.layer is not None:
             options["layer"] = self.layer
         if self.arm.positions is not None:
             options["positions"] = self.arm.positions
         cls = load_object(self.arm.class_path)
         accepted = inspect.signature(cls).parameters
-        if self.keep is None and self.arm.budget is not None and "tokens" in accepted:
+        if self.meets_budget and "tokens" in accepted:
             options["tokens"] = self._tokens()
         if self.seed is not None and "seed" in accepted:
             # One draw per question, from its key: neither order nor batch size plays a part.
             options["seed"] = [zlib.crc32(f"{self.seed}-{key}".encode()) for key in keys]
         try:
+            if self.meets_budget and "tokens" not in accepted:
+                return cls.for_budget(
+                    self._mean_tokens(), self.total, self.arm.budget_meaning, self.num_layers, **options
+                )
             return cls(**options)
+        except InfeasibleBudget:
+            raise
         except (TypeError, ValueError) as error:
             raise UsageError(f"study arm {self.arm.key!r}: {error}") from None
 
+    def _mean_tokens(self) -> float:
+        budget = self.arm.budget
+        assert budget is not None
+        return budget * self.total if isinstance(budget, float) else float(budget)
+
     def _tokens(self) -> int | float:
-        assert self.arm.budget is not None
+        budget = self.arm.budget
+        assert budget is not None
         if self.arm.budget_meaning != "layer_average":
-            return self.arm.budget
+            return budget
+        if isinstance(budget, float) and self.layer is not None and self.layer < self.num_layers:
+            return kept_for_layer_average(budget, 1.0, self.layer, self.num_layers)
         if len(set(self.kept)) > 1:  # the method takes one number, and a layer average is another one for every grid
             raise UsageError(
                 f"study arm {self.arm.key!r}: a layer_average budget needs images of one token count, and these keep "
-                f"{min(self.kept)} to {max(self.kept)}: use budget_meaning post_prune"
+                f"{min(self.kept)} to {max(self.kept)}: give the budget as a share, or use budget_meaning post_prune"
             )
         return self.kept[0]
 
 
-def check_arms(arms: Sequence[Arm], models: Mapping[str | None, VLM], grids: Sequence[TokenGrid]) -> None:
+def _built(value: Any, where: str) -> Any:
+    """An argument as its class takes it: `testbed:` names resolved, what has a `class_path` made, in lists as well."""
+    if isinstance(value, str):
+        return weights.resolve(value)
+    if isinstance(value, Mapping) and "class_path" in value:
+        return instantiate(value, where)
+    return [_built(one, where) for one in value] if isinstance(value, list) else value
+
+
+def check_arms(arms: Sequence[Arm], models: Mapping[str | None, VLM], grids: Sequence[Tokens]) -> None:
     """Build every run's method once, so that what cannot run fails before anything is localized or answered.
 
     `models` are those that answer, by the name that arms give them; None is the study's.
@@ -114,7 +152,7 @@ def check_arms(arms: Sequence[Arm], models: Mapping[str | None, VLM], grids: Seq
         try:
             check_model(vlm)
             for seed in arm.runs():
-                _check_run(Run(arm, seed, _checked_layer(arm, vlm.num_layers)), vlm.num_layers, grids)
+                _check_run(Run(arm, seed, _checked_layer(arm, vlm.num_layers), vlm.num_layers), grids)
         except InfeasibleBudget:
             continue  # the plan tells, in the arm's row
         except UsageError:
@@ -123,22 +161,26 @@ def check_arms(arms: Sequence[Arm], models: Mapping[str | None, VLM], grids: Seq
             raise UsageError(f"study arm {arm.key!r}: {error}") from None
 
 
-def _check_run(run: Run, num_layers: int, grids: Sequence[TokenGrid]) -> None:
+def _check_run(run: Run, grids: Sequence[Tokens]) -> None:
     arm = run.arm
     if arm.region_source != "none":
         run.keep = []  # masks will be given, whatever they are
     elif arm.budget is not None:
-        if "tokens" not in inspect.signature(load_object(arm.class_path)).parameters:
-            raise UsageError(f"study arm {arm.key!r}: a budget needs a region_source, or a class that takes `tokens`")
-        _fill(run, num_layers, [], grids, {})
-    check_method(run.method([""]), num_layers, requested=run.keep is not None)
+        cls = load_object(arm.class_path)
+        if "tokens" not in inspect.signature(cls).parameters and not hasattr(cls, "for_budget"):
+            raise UsageError(
+                f"study arm {arm.key!r}: a budget needs a region_source, or a class with the argument `tokens` or the "
+                "classmethod `for_budget`"
+            )
+        _fill(run, [], grids, {})
+    check_method(run.method([""]), run.num_layers, requested=run.keep is not None)
 
 
 def make_plan(
     arms: Sequence[Arm],
     layers: Mapping[str | None, int],
     keys: Sequence[str],
-    grids: Sequence[TokenGrid],
+    grids: Sequence[Tokens],
     regions: Mapping[tuple[str, int | None], Sequence[Region]],
 ) -> list[Run]:
     """One `Run` per arm and seed.
@@ -156,10 +198,10 @@ def make_plan(
     for arm in arms:
         num_layers = layers[arm.model]
         layer, infeasible = _checked_layer(arm, num_layers), None
-        mine = [Run(arm, seed, layer) for seed in arm.runs()]
+        mine = [Run(arm, seed, layer, num_layers) for seed in arm.runs()]
         for run in mine:
             try:
-                _fill(run, num_layers, keys, grids, regions)
+                _fill(run, keys, grids, regions)
             except InfeasibleBudget as error:
                 infeasible = infeasible or str(error)
             except ValueError as error:
@@ -188,20 +230,21 @@ def _layer(arm: Arm) -> int | None:
 
 def _fill(
     run: Run,
-    num_layers: int,
     keys: Sequence[str],
-    grids: Sequence[TokenGrid],
+    grids: Sequence[Tokens],
     regions: Mapping[tuple[str, int | None], Sequence[Region]],
 ) -> None:
-    arm, totals = run.arm, [grid.num_tokens for grid in grids]
+    arm, totals, num_layers = run.arm, [grid.num_tokens for grid in grids], run.num_layers
+    run.total = sum(totals) / len(totals)
     if arm.region_source == "none":
         run.kept = totals if arm.budget is None else _own_budget(arm, run.layer, num_layers, totals)
+        run.method([""])  # may find the budget infeasible
         return
     run.regions = list(regions[arm.region_source, run.seed if arm.region_source == "random" else None])
     if isinstance(method := run.method([""]), PreLLM):  # takes the regions themselves
         run.kept = [method.count(grid) for grid in grids]
         return
-    if arm.budget is None:
+    if arm.budget is None or run.meets_budget:
         run.keep = [region_mask(region, grid) for region, grid in zip(run.regions, grids, strict=True)]
     else:
         # At K = L no layer prunes, and a layer average says nothing about the mask.
@@ -212,6 +255,8 @@ def _fill(
         keep = dict(zip(order, met.keep, strict=True))
         run.keep, run.factor, run.residual = [keep[i] for i in range(len(keys))], met.factor, met.residual
     run.kept = [int(mask.sum()) for mask in run.keep]
+    if run.meets_budget:
+        run.kept = [min(pair) for pair in zip(run.kept, _own_budget(arm, run.layer, num_layers, totals), strict=True)]
 
 
 def _own_budget(arm: Arm, layer: int | None, num_layers: int, totals: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Accuracy against tokens as inline SVG: one line per method and region source, with error bars; no plotting library.
+"""Accuracy against what it costs as inline SVG: one line per method and region source, with error bars; no library.
 
 A report has to open anywhere, offline, and stay readable when it is printed; some sixty lines of SVG do that.
 """
@@ -6,7 +6,7 @@ A report has to open anywhere, offline, and stay readable when it is printed; so
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -19,14 +19,38 @@ MARKERS = ("circle", "square", "diamond", "triangle")
 
 @dataclass
 class Series:
-    """One line: `points` are (tokens, accuracy, low, high), accuracies in 0..1."""
+    """One line: `points` are (cost, accuracy, low, high), accuracies in 0..1."""
 
     name: str
     points: list[tuple[float, float, float, float]] = field(default_factory=list)
 
 
-def accuracy_plot(series: Sequence[Series], dense: tuple[float, float, float, float] | None = None) -> str:
-    """SVG text; `dense` (tokens, accuracy, low, high) becomes a dashed line with its interval as a band."""
+@dataclass(frozen=True)
+class Axis:
+    """What accuracy is plotted against: its label, and how a value is written."""
+
+    label: str
+    text: Callable[[float], str] = "{:.0f}".format
+    unit: str = ""
+
+
+TOKENS = Axis("visual tokens kept after the pruning layer, mean (log scale)", unit=" tokens")
+
+
+def accuracy_plot(
+    series: Sequence[Series],
+    dense: tuple[float, float, float, float] | None = None,
+    axis: Axis = TOKENS,
+    frontier: bool = False,
+) -> str:
+    """SVG text.
+
+    Args:
+        series: one line each.
+        dense: (cost, accuracy, low, high) of the unpruned model: a dashed line with its interval as a band.
+        axis: what costs are.
+        frontier: mark the Pareto front of all points, the dense one too.
+    """
     points = [point for one in series for point in one.points] + ([dense] if dense else [])
     if not points:
         return ""
@@ -43,21 +67,21 @@ def accuracy_plot(series: Sequence[Series], dense: tuple[float, float, float, fl
     longer = max(0, 9 * (max(len(one.name) for one in series) - 22)) if series else 0  # names beyond the legend's room
     parts = [
         f'<svg class="plot" viewBox="0 0 {WIDTH + longer} {HEIGHT}" role="img" '
-        'aria-label="Accuracy against visual tokens kept" xmlns="http://www.w3.org/2000/svg">'
+        f'aria-label="Accuracy against {escape(axis.label)}" xmlns="http://www.w3.org/2000/svg">'
     ]
     step = 0.05 if high_y - low_y <= 0.45 else 0.1
     for i in range(math.ceil(low_y / step - 1e-9), math.floor(high_y / step + 1e-9) + 1):
         parts.append(_line(LEFT, y(i * step), WIDTH - RIGHT, y(i * step), "#e7e9ee"))
         parts.append(_text(LEFT - 10, y(i * step) + 4, f"{100 * i * step:.0f}", "end"))
     ticks: list[float] = []
-    for tokens in sorted({round(p[0]) for p in points}):
-        if not ticks or x(tokens) - x(ticks[-1]) > 26:
-            ticks.append(tokens)
-            parts.append(_line(x(tokens), HEIGHT - BOTTOM, x(tokens), HEIGHT - BOTTOM + 5, "#8a90a0"))
-            parts.append(_text(x(tokens), HEIGHT - BOTTOM + 20, f"{tokens:.0f}", "middle"))
+    for cost in sorted({p[0] for p in points}):
+        if not ticks or x(cost) - x(ticks[-1]) > 8 * len(axis.text(cost)) + 2:
+            ticks.append(cost)
+            parts.append(_line(x(cost), HEIGHT - BOTTOM, x(cost), HEIGHT - BOTTOM + 5, "#8a90a0"))
+            parts.append(_text(x(cost), HEIGHT - BOTTOM + 20, axis.text(cost), "middle"))
     parts.append(_line(LEFT, HEIGHT - BOTTOM, WIDTH - RIGHT, HEIGHT - BOTTOM, "#8a90a0"))
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(_text(middle, HEIGHT - 8, "visual tokens kept after the pruning layer, mean (log scale)", "middle"))
+    parts.append(_text(middle, HEIGHT - 8, axis.label, "middle"))
     turn = f'transform="rotate(-90 16 {HEIGHT / 2 - 20})"'
     parts.append(_text(16, HEIGHT / 2 - 20, "accuracy, %", "middle", turn))
     if dense:
@@ -67,10 +91,22 @@ def accuracy_plot(series: Sequence[Series], dense: tuple[float, float, float, fl
             'fill="#20242e" opacity="0.06"/>'
         )
         parts.append(_line(LEFT, y(dense[1]), WIDTH - RIGHT, y(dense[1]), "#20242e", 'stroke-dasharray="6 4"'))
+    if frontier:
+        path = " ".join(f"{x(cost):.1f},{y(accuracy):.1f}" for cost, accuracy in pareto(points))
+        parts.append(f'<polyline points="{path}" fill="none" stroke="#20242e" stroke-width="9" opacity="0.12"/>')
     for i, one in enumerate(series):
         parts += _draw(one, i, (i - (len(series) - 1) / 2) * 3.0, x, y)
-    parts += _legend(series, dense)
+    parts += _legend(series, dense, axis)
     return "\n".join([*parts, "</svg>"])
+
+
+def pareto(points: Sequence[tuple[float, float, float, float]]) -> list[tuple[float, float]]:
+    """(cost, accuracy) of the points that no cheaper one reaches, by rising cost."""
+    best: list[tuple[float, float]] = []
+    for cost, accuracy, _, _ in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((cost, accuracy))
+    return best
 
 
 def _draw(one: Series, index: int, shift: float, x, y) -> list[str]:  # type: ignore[no-untyped-def]
@@ -86,19 +122,19 @@ def _draw(one: Series, index: int, shift: float, x, y) -> list[str]:  # type: ig
     return parts
 
 
-def _legend(series: Sequence[Series], dense: tuple[float, float, float, float] | None) -> list[str]:
+def _legend(series: Sequence[Series], dense: tuple[float, float, float, float] | None, axis: Axis) -> list[str]:
     parts, left = [], WIDTH - RIGHT + 22
     best_first = sorted(range(len(series)), key=lambda i: -sum(p[1] for p in series[i].points) / len(series[i].points))
-    top = TOP + 14
+    top, pitch = TOP + 14, min(24, (HEIGHT - TOP - 20) // (len(series) + 1))
     if dense:
         parts.append(_line(left - 9, top - 4, left + 9, top - 4, "#20242e", 'stroke-dasharray="5 3"'))
-        parts.append(_text(left + 18, top, f"dense, {dense[0]:.0f} tokens"))
-        top += 24
+        parts.append(_text(left + 18, top, f"dense, {axis.text(dense[0])}{axis.unit}"))
+        top += pitch
     for i in best_first:
         color = COLORS[i % len(COLORS)]
         parts.append(_line(left - 9, top - 4, left + 9, top - 4, color, 'stroke-width="2"'))
         parts += [_marker(i, left, top - 4, color), _text(left + 18, top, series[i].name)]
-        top += 24
+        top += pitch
     return parts
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from cropl.evaluation import gallery, tables
 from cropl.evaluation.files import write_atomically
-from cropl.evaluation.plot import Series, accuracy_plot
+from cropl.evaluation.plot import TOKENS, Axis, Series, accuracy_plot
 
 Row = Mapping[str, Any]
 
@@ -91,21 +91,36 @@ def gallery_row(rows: Sequence[Row]) -> Row | None:
     return min(predicted or candidates, key=lambda row: row["budget"], default=None)
 
 
-def plot(rows: Sequence[Row]) -> str:
-    """The accuracy-against-tokens plot of the rows that prune; SVG text, empty where none does."""
+AXES: Mapping[str, tuple[Callable[[Row], float], Axis]] = {
+    "tokens": (lambda row: float(row["tokens_kept_mean"]), TOKENS),
+    "flops": (
+        lambda row: float(row["prefill_flops"]),
+        Axis("prefill FLOPs of the language model, mean (log scale)", lambda value: tables.amount(value, "FLOP")),
+    ),
+    "seconds": (
+        lambda row: 1000 * float(row["seconds"]) / row["n"],
+        Axis("milliseconds per question in the language model (log scale)", "{:.1f}".format, " ms"),
+    ),
+}
+"""What accuracy is plotted against: how a row tells it, and how it is written."""
+
+
+def plot(rows: Sequence[Row], against: str = "tokens", frontier: bool = False) -> str:
+    """The plot of the rows that prune, accuracy against one of `AXES`; SVG text, empty where none does."""
+    cost, axis = AXES[against]
     dense = None
     series: dict[str, Series] = {}
     for row in rows:
         unplaced = row["budget"] is None and row["method"] not in ("dense", "plc")
         if row.get("control") or row.get("infeasible") or unplaced:
             continue  # regions as they are have no budget, and so no line to lie on
-        point = (row["tokens_kept_mean"], row["accuracy"], *row["accuracy_ci95"])
+        point = (cost(row), row["accuracy"], *row["accuracy_ci95"])
         if row["method"] == "dense":
             dense = point
         elif row["layer"] is None or row["layer"] < row["num_layers"]:  # at K = L nothing is pruned
             name = tables.name(row, rows)
             series.setdefault(name, Series(name)).points.append(point)
-    return accuracy_plot(list(series.values()), dense) if series else ""
+    return accuracy_plot(list(series.values()), dense, axis, frontier) if series else ""
 
 
 def short_name(model: str) -> str:

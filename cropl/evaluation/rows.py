@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cropl.evaluation.answer import Answers
+from cropl.evaluation.arms import Arm
 from cropl.evaluation.costs import Costs
 from cropl.evaluation.plan import Run
-from cropl.evaluation.study import Arm, Study
+from cropl.evaluation.study import Study
 from cropl.evaluation.tables import name
 from cropl.metrics.answer import exact_match
 from cropl.metrics.bootstrap import bootstrap_ci, paired_bootstrap_ci
@@ -89,7 +90,7 @@ def _identity(study: Study, arm: Arm, run: Run, n: int) -> dict[str, Any]:
         "layer": run.layer,
         "budget": arm.budget,
         "budget_meaning": arm.budget_meaning,
-        "positions": arm.positions or {"dense": None, "plc": "compact"}.get(arm.method, "original"),
+        "positions": arm.positions,
         "options": dict(arm.options),
         "model": arm.model or study.model,
         "model_name": arm.model_name,
@@ -140,6 +141,7 @@ def _measured(runs: Sequence[Run], answers: Answers, costs: Mapping[str, Costs])
         "prefill_flops_with_vision": _mean([cost.with_vision for cost in mine]),
         "prefill_flops_with_localizer": _mean([cost.with_localizer for cost in mine]),
         "kv_bytes": float(np.mean([cost.kv_bytes for cost in mine])),
+        "positions": answers.positions.get(runs[0].key),
         "seconds": float(np.mean([answers.seconds[run.key] for run in runs])),
     }
 

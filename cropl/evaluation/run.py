@@ -6,7 +6,7 @@ Each step is a function over plain data, so that one day N processes can answer 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +24,9 @@ from cropl.evaluation.pictures import by_image, displayed
 from cropl.evaluation.plan import Run, check_arms, make_plan
 from cropl.evaluation.progress import Stages
 from cropl.evaluation.study import Study
-from cropl.grid import TokenGrid
 from cropl.metrics.answer import exact_match
 from cropl.models.vlm import VLM
+from cropl.tiling import Tokens, as_record
 
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
@@ -126,7 +126,7 @@ def run_study(
     return Outcome(results, _predictions(samples, feasible, answers.texts, answers.visual, found, grids))
 
 
-def _grids(vlm: VLM, samples: Sequence[Sample]) -> list[TokenGrid]:
+def _grids(vlm: VLM, samples: Sequence[Sample]) -> list[Tokens]:
     """Where each question's visual tokens lie. Only the image's size counts: one empty picture per size will do."""
     sizes = [(sample.width, sample.height) for sample in samples]
     known = {size: vlm.inputs([Image.new("RGB", size)], ["?"]).grids[0] for size in sorted(set(sizes))}
@@ -139,7 +139,7 @@ def _predictions(
     texts: Mapping[str, Sequence[str]],
     visual: Mapping[str, Sequence[tuple[int, ...]]],
     found: Localized,
-    grids: Sequence[TokenGrid],
+    grids: Sequence[Tokens],
 ) -> list[dict[str, Any]]:
     first_of = {index: samples[group[0]].key for group in by_image(samples) for index in group}
     lines = []
@@ -148,7 +148,7 @@ def _predictions(
         for run in runs:
             text, layers = texts[run.key][i], visual[run.key][i]
             # At K = L the mask is never applied: it would contradict the tokens that stayed.
-            applied = run.kept[i] == layers[-1]
+            applied = run.kept[i] == layers[-1] and not run.meets_budget
             arms[run.key] = {
                 "prediction": text,
                 "correct": bool(exact_match(text, sample.answers)),
@@ -166,7 +166,7 @@ def _predictions(
             "answers": list(sample.answers),
             "region": list(sample.region.as_tuple()) if sample.boxes else None,
             "predicted_region": list(predicted.as_tuple()) if predicted else None,
-            "grid": asdict(grids[i]),
+            "grid": as_record(grids[i]),
             "arms": arms,
         })  # fmt: skip
     return lines

@@ -25,6 +25,21 @@ CONTROLS = {
     "evidence_only": "dense, evidence only",
 }
 
+METHODS = {
+    "divprune": "DivPrune",
+    "fastv": "FastV",
+    "hybrid": "hybrid",
+    "ilp": "ILP",
+    "plc": "PLC",
+    "pyramiddrop": "PyramidDrop",
+    "random": "random tokens",
+    "sparsevlm": "SparseVLM",
+    "sparsevlm+": "SparseVLM+",
+    "uniform": "uniform tokens",
+    "vispruner": "VisPruner",
+    "visionzip": "VisionZip",
+}
+
 FIXED = ("dense", "plc", "prune")
 """Methods that leave no choice of K and positions."""
 
@@ -32,25 +47,25 @@ FIXED = ("dense", "plc", "prune")
 def name(row: Row | None, rows: Sequence[Row] = ()) -> str:
     """What a person calls the run of a row: "ILP, predicted regions", "random tokens", ...
 
-    K and the positions are part of it where they differ among `rows`, the rows of the study.
+    K and the positions are part of it where they differ among those of the same method in `rows`, the study's rows.
     """
     if row is None:
         return ""
     if row.get("control"):
         return CONTROLS.get(row["control"], f"dense, {row['control']}")
-    method = str({"ilp": "ILP", "plc": "PLC", "random": "random tokens"}.get(row["method"], row["method"]))
+    method = METHODS.get(row["method"], str(row["method"]))
     if row.get("model_name"):
         method += f" ({row['model_name']})"
     source = SOURCES.get(row["region_source"], "" if row["region_source"] == "none" else row["region_source"])
     layer = positions = ""
     if row["method"] not in FIXED:
-        others = [other for other in rows if other["method"] not in FIXED]
+        others = [other for other in rows if other["method"] == row["method"]]
         layers = {other["layer"] for other in others if other["layer"] is not None and not _is_full(other)}
         if _is_full(row):
             layer = "K = L"
         elif len(layers) > 1 and row["layer"] is not None:
             layer = f"K = {row['layer']}"
-        if len({other.get("positions") for other in others}) > 1 and row.get("positions"):
+        if len({other["positions"] for other in others if other.get("positions")}) > 1 and row.get("positions"):
             positions = f"{row['positions']} positions"
     return ", ".join(part for part in (method, layer, source, positions) if part)
 

@@ -127,7 +127,8 @@ def test_a_localizer_that_is_none(files, capsys, tiny_llava):
     assert code == USAGE and "is a llava checkpoint" in message
 
 
-def test_pruning_a_family_without_surgery(files, capsys, tiny_localizer):
+def test_pruning_a_family_without_surgery(files, capsys, tiny_localizer, monkeypatch):
+    monkeypatch.setattr("cropl.models.qwen2_vl.Qwen2VLVLM.prunable", False)
     args = ["ask", files / "good.jpg", "What?", "--model", tiny_localizer, "--region", "0,0,1,1"]
     code, message = one_error(capsys, args)
     assert code == USAGE and "--method dense" in message

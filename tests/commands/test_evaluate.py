@@ -8,7 +8,8 @@ import pytest
 
 from cropl import recipe
 from cropl.cli import main
-from cropl.evaluation.study import ALL, Study
+from cropl.evaluation.arms import ALL
+from cropl.evaluation.study import Study
 
 RECIPE = """
 vars: {{budgets: [16]}}

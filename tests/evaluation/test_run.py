@@ -198,7 +198,7 @@ def test_errors(world):
         ({"method": "cropl.pruning.random.RandomTokens", "layer": 1}, "argument: 'tokens'"),
         ({"method": "cropl.pruning.random.RandomTokens", "init_args": {"tokens": 0}}, "tokens=0"),
         ({"method": "cropl.pruning.ilp.ILP", "layer": 1}, "needs regions"),
-        ({"method": "cropl.pruning.ilp.ILP", "layer": 1, "budget": 8}, "takes `tokens`"),
+        ({"method": "cropl.pruning.ilp.ILP", "layer": 1, "budget": 8}, "for_budget"),
         ({"method": "string.Formatter"}, "must be an InnerLLM"),
     ],
 )
@@ -208,10 +208,11 @@ def test_what_cannot_run_fails_before_anything_is_localized(world, monkeypatch, 
         run_study(study(arms=[arm]), world[2], world[0], world[1], stages=Stages())
 
 
-def test_a_model_that_cannot_be_pruned_fails_at_once(world, tiny_localizer, monkeypatch):
+def test_a_model_that_cannot_be_pruned_fails_at_once(world, monkeypatch):
+    monkeypatch.setattr(type(world[0]), "prunable", False)
     monkeypatch.setattr(running, "localize", lambda *args: pytest.fail("localized"))
     with pytest.raises(UsageError, match="cannot be pruned"):
-        run_study(study(), world[2], load_vlm(tiny_localizer), world[1], stages=Stages())
+        run_study(study(), world[2], world[0], world[1], stages=Stages())
 
 
 def test_layer_average_of_a_method_with_one_number_needs_one_grid(world):

@@ -1,0 +1,219 @@
+"""Result rows in the shapes of the paper's tables: methods by budget, the pruning layer, region sources, prune or ILP.
+
+The paper's columns are benchmarks. Where a study has one, its kinds of questions take their place, and RelAcc is the
+mean over them of accuracy / dense accuracy, as the paper's is over its benchmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cropl.evaluation.tables import budget, interval, name, percent
+from cropl.metrics.relative import relative_accuracy
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Shape:
+    """A table in groups of lines.
+
+    Attributes:
+        title: which of the paper's tables has this shape, and what it shows.
+        heads: of the columns.
+        groups: (label, lines) each; a line has one cell per head.
+    """
+
+    title: str
+    heads: list[str]
+    groups: list[tuple[str, list[list[str]]]] = field(default_factory=list)
+
+    def markdown(self) -> str:
+        """As a GitHub table; a group's label takes a line of its own."""
+        lines = [f"### {self.title}", "", _line(self.heads), _line(["---"] + ["---:"] * (len(self.heads) - 1))]
+        for label, group in self.groups:
+            lines.append(_line([f"*{label}*"] + [""] * (len(self.heads) - 1)))
+            lines += [_line(cells) for cells in group]
+        return "\n".join([*lines, ""])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def shapes(rows: Sequence[Row]) -> list[Shape]:
+    """Every shape that the rows of one study can fill."""
+    found = [by_method(rows), by_layer(rows), by_source(rows), by_strategy(rows)]
+    return [shape for shape in found if len(shape.groups) > 1]
+
+
+def page(results: Mapping[str, Any], title: str, plots: Sequence[str] = ()) -> str:
+    """A Markdown page of one study: how it was run, every shape, its paired comparisons, and its plots.
+
+    Args:
+        results: what `results.json` holds.
+        title: also the first part of the plots' file names, `TITLE_PLOT.svg`.
+        plots: what accuracy was plotted against.
+    """
+    first = results["rows"][0]
+    versions = ", ".join(f"{package} {version}" for package, version in (first.get("versions") or {}).items())
+    facts = [
+        f"`cropl evaluate -c {first.get('recipe')}`",
+        f"{first['n']} questions of {first['benchmark']}",
+        f"model {first['model']}",
+        f"seed {first['seed']}",
+        f"{first.get('hardware')}, {first.get('threads')} threads",
+        f"{first.get('dtype')}, {first.get('attention')} attention",
+        f"{versions}, commit {first.get('commit')}",
+    ]
+    note = (
+        "Accuracies in %. RelAcc is the mean over kinds of questions of accuracy / dense accuracy. Tokens are those "
+        'that the last decoder layer sees ("kept"), and the mean over all layers. 95 % intervals, FLOPs, bytes and '
+        "seconds of every row are in the JSON file beside this page."
+    )
+    parts = [f"# {title}", "", "; ".join(facts) + ".", "", note, ""]
+    parts += [f"![accuracy against {plot}]({title}_{plot}.svg)\n" for plot in plots]
+    parts += [shape.markdown() for shape in shapes(results["rows"])]
+    if results.get("comparisons"):
+        parts.append(_comparisons(results["comparisons"]).markdown())
+    return "\n".join(parts)
+
+
+def _comparisons(found: Sequence[Mapping[str, Any]]) -> Shape:
+    lines = [
+        [
+            f"{one['a']} - {one['b']}",
+            "" if one["budget"] is None else str(one["budget"]),
+            f"{100 * one['difference']:+.1f}",
+            interval(one["ci95"], True),
+        ]
+        for one in found
+    ]
+    heads = ["difference, points of accuracy", "budget", "mean", "95 %"]
+    return Shape("Paired comparisons", heads, [("on the same questions", lines)])
+
+
+def by_method(rows: Sequence[Row]) -> Shape:
+    """Tables 2, 3 and 7: every method at every budget, with predicted regions where it takes any."""
+    shape = _with_dense(rows, "Methods by budget (the shape of the paper's Tables 2, 3 and 7)")
+    chosen = [row for row in _pruned(rows) if row["region_source"] in ("predicted", "none")]
+    least = min((row["layer"] for row in chosen if row["method"] == "ilp"), default=None)
+    chosen = [row for row in chosen if row["method"] != "ilp" or row["layer"] == least]  # the others: `by_layer`
+    for key in _budgets(chosen):
+        group = [row for row in chosen if _budget_key(row) == key]
+        shape.groups.append((_asked(group[0]), [_cells(row, rows) for row in group]))
+    unbudgeted = [row for row in chosen if row["budget"] is None]
+    if unbudgeted:
+        shape.groups.append(("no budget", [_cells(row, rows) for row in unbudgeted]))
+    return shape
+
+
+def by_layer(rows: Sequence[Row]) -> Shape:
+    """Table 8: ILP with predicted regions before every K, down to `prune`."""
+    shape = _with_dense(rows, "The pruning layer K (the shape of the paper's Table 8)")
+    ilp = [row for row in rows if row["method"] in ("ilp", "prune") and row["region_source"] == "predicted"]
+    for key in _budgets(ilp):
+        group = [row for row in ilp if _budget_key(row) == key]
+        layers = {row["layer"] for row in group if row["method"] == "ilp"}
+        if len(layers) > 1:
+            group.sort(key=lambda row: (row["method"] == "prune", -(row["layer"] or 0)))
+            lines = [
+                [f"ILP (K = {row['layer']})" if row["method"] == "ilp" else "prune", *_cells(row, rows)[1:]]
+                for row in group
+            ]
+            shape.groups.append((_asked(group[0]), lines))
+    return shape
+
+
+def by_source(rows: Sequence[Row]) -> Shape:
+    """Table 10: ILP with true, predicted, centre and random regions; accuracy over all questions."""
+    shape = Shape("Region sources (the shape of the paper's Table 10)", ["budget", "dense"])
+    sources = [s for s in ("gt", "predicted", "center", "random") if any(row["region_source"] == s for row in rows)]
+    shape.heads += [{"gt": "GT", "predicted": "Pred", "center": "Center", "random": "Random"}[s] for s in sources]
+    dense = _dense(rows)
+    ilp = [row for row in _pruned(rows) if row["method"] == "ilp" and row["budget"] is not None]
+    for layer in sorted({row["layer"] for row in ilp}):
+        lines = []
+        for key in _budgets(ilp):
+            found = {row["region_source"]: row for row in ilp if _budget_key(row) == key and row["layer"] == layer}
+            if dense is not None and len(found) > 1:
+                label = budget(next(iter(found.values())))
+                cells = [percent(found[s]["accuracy"]) if s in found else "-" for s in sources]
+                lines.append([label, percent(dense["accuracy"]), *cells])
+        if lines:
+            shape.groups.append((f"ILP, K = {layer}", lines))
+    # One group is enough here: its columns are what is compared.
+    return Shape(shape.title, shape.heads, [("accuracy, %", []), *shape.groups]) if shape.groups else shape
+
+
+def by_strategy(rows: Sequence[Row]) -> Shape:
+    """Table 5: the region alone (`prune`) against ILP, with predicted regions."""
+    shape = _with_dense(rows, "The region alone, or ILP (the shape of the paper's Table 5)")
+    both = [row for row in _pruned(rows) if row["method"] in ("ilp", "prune") and row["region_source"] == "predicted"]
+    least = min((row["layer"] for row in both if row["method"] == "ilp"), default=None)
+    for key in _budgets(both):
+        group = [row for row in both if _budget_key(row) == key and row["layer"] in (0, least)]
+        if {row["method"] for row in group} == {"ilp", "prune"}:
+            group.sort(key=lambda row: row["method"] == "ilp")
+            shape.groups.append((_asked(group[0]), [_cells(row, rows) for row in group]))
+    return shape
+
+
+def _with_dense(rows: Sequence[Row], title: str) -> Shape:
+    dense = _dense(rows)
+    kinds = [] if dense is None else sorted(dense["accuracy_by_kind"])
+    heads = ["method", *kinds, "all", "RelAcc", "kept", "per layer"]
+    if dense is None:
+        return Shape(title, heads)
+    label = f"upper bound, {dense['tokens_kept_mean']:.0f} tokens"
+    return Shape(title, heads, [(label, [_cells(dense, rows)])])
+
+
+def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
+    dense = _dense(rows)
+    assert dense is not None
+    kinds = sorted(dense["accuracy_by_kind"])
+    called = name(row, rows)
+    if row.get("infeasible"):
+        return [called, *["-"] * len(kinds), "infeasible", "-", "-", "-"]
+    scores = {kind: score["accuracy"] for kind, score in row["accuracy_by_kind"].items()}
+    reference = {kind: score["accuracy"] for kind, score in dense["accuracy_by_kind"].items() if score["accuracy"] > 0}
+    relative = f"{relative_accuracy(scores, reference):.1f}" if reference else "-"
+    tokens = [f"{row['tokens_kept_mean']:.1f}", f"{row['layer_average_tokens']:.0f}"]
+    return [called, *(percent(scores.get(kind)) for kind in kinds), percent(row["accuracy"]), relative, *tokens]
+
+
+def _dense(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row["method"] == "dense" and not row.get("control")), None)
+
+
+def _pruned(rows: Sequence[Row]) -> list[Row]:
+    """Rows that drop something, infeasible ones too."""
+    return [
+        row
+        for row in rows
+        if row["method"] != "dense" and not row.get("control") and (row["layer"] is None or not _is_full(row))
+    ]
+
+
+def _is_full(row: Row) -> bool:
+    return bool(row["layer"] == row.get("num_layers"))
+
+
+def _asked(row: Row) -> str:
+    """The budget as a group's label."""
+    value = row["budget"]
+    size = f"{100 * value:.3g} % of an image's tokens" if isinstance(value, float) else f"{value} tokens"
+    return f"on average {size}{' per layer' if row['budget_meaning'] == 'layer_average' else ''}"
+
+
+def _budget_key(row: Row) -> tuple[str, int | float]:
+    return row["budget_meaning"], row["budget"]
+
+
+def _budgets(rows: Iterable[Row]) -> list[tuple[str, int | float]]:
+    """The distinct budgets: post_prune before layer_average, the largest first."""
+    keys = {_budget_key(row) for row in rows if row["budget"] is not None}
+    return sorted(keys, key=lambda key: (key[0] != "post_prune", -key[1]))
