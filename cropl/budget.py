@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cropl import tiling
-from cropl.tiling import Regions, Tokens
+from cropl.tiling import Regions, Tokens, newlines
 
 Meaning = Literal["post_prune", "layer_average"]
 FloatArray = npt.NDArray[np.float64]
@@ -221,11 +221,22 @@ def _distance(regions: Regions, tokens: Tokens) -> FloatArray:
     return np.array(tiling.distance(tokens, regions))
 
 
+def _keys(regions: Regions, tokens: Tokens) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """What orders tokens, the last counting most: distance, reach with the padding's, reach.
+
+    A newline has the keys of the token of its row that comes first, so that it never comes before that one.
+    """
+    clear, clamped = _reach(regions, tokens, clamp=False), _reach(regions, tokens, clamp=True)
+    distance = _distance(regions, tokens)
+    for newline, row in newlines(tokens):
+        first = row[int(np.lexsort((distance[row], clear[row], clamped[row]))[0])]
+        clear[newline], distance[newline] = clear[first], distance[first]
+    return distance, clear, clamped
+
+
 def _ranking(regions: Regions, tokens: Tokens) -> IntArray:
     """Token indices in the order in which one image takes them: reach, padding last, distance, index."""
-    clear, clamped = _reach(regions, tokens, clamp=False), _reach(regions, tokens, clamp=True)
-    # The last key counts most; ties stay in index order.
-    return np.lexsort((_distance(regions, tokens), clear, clamped))
+    return np.lexsort(_keys(regions, tokens))  # ties stay in index order
 
 
 def _split_ties(
@@ -236,8 +247,9 @@ def _split_ties(
     start = 0
     for region, grid in zip(regions, grids, strict=True):
         firsts.append(start + int(_ranking(region, grid)[0]))
-        clear.append(_reach(region, grid, clamp=False))
-        distance.append(_distance(region, grid))
+        keys = _keys(region, grid)
+        distance.append(keys[0])
+        clear.append(keys[1])
         token.append(np.arange(grid.num_tokens))
         start += grid.num_tokens
     later = np.ones(start, dtype=np.int8)

@@ -159,6 +159,18 @@ def covered(tokens: Tokens, regions: Regions) -> list[bool]:
     return [value < 1 for value in reach(tokens, regions)]
 
 
+def newlines(tokens: Tokens) -> list[tuple[int, range]]:
+    """Where each newline token stands, and the tokens of its row."""
+    found: list[tuple[int, range]] = []
+    first = 0
+    for grid in tokens.grids if isinstance(tokens, TokenMap) else (tokens,):
+        if isinstance(grid, TileGrid) and grid.newline:
+            ends = range(first + grid.cols, first + grid.num_tokens, grid.cols + 1)
+            found += [(end, range(end - grid.cols, end)) for end in ends]
+        first += grid.num_tokens
+    return found
+
+
 def finest(tokens: Tokens) -> tuple[TokenGrid, list[int]]:
     """The grid with the most tokens, and where each of its tokens (row-major) stands in the model's order.
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from lightning_utilities.core.apply_func import apply_to_collection
 
@@ -153,8 +153,13 @@ def test_per_image_is_exact_and_nested_and_parts_at_most_one_newline(
     assert not bool((per_image(union, tokens, max(1, count - 1)) & ~keep_V).any())
 
 
+TWICE = TokenMap((TileGrid(2, 4, 0, 0, 4, 2, 4, 2, newline=True), TokenGrid(1, 1, 0, 0, 1, 1, 1, 1)), 1, 1)
+"""Two rows with newlines, and one token over all of it."""
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(unions, maps()), min_size=1, max_size=4), st.floats(0.1, 1.0))
+@example([([Region(0, 0, 0, 0), Region(0, 0, 4, 1)], TWICE)], 0.125)  # least reach and least distance of two tokens
 def test_calibrated_sets(data: list[tuple[list[Region], TokenMap]], share: float) -> None:
     sets, grids = [union for union, _ in data], [tokens for _, tokens in data]
     if share * sum(tokens.num_tokens for tokens in grids) / len(grids) < 1:
