@@ -99,8 +99,9 @@ def by_method(rows: Sequence[Row]) -> Shape:
     """Tables 2, 3 and 7: every method at every budget, with predicted regions where it takes any."""
     shape = _with_dense(rows, "Methods by budget (the shape of the paper's Tables 2, 3 and 7)")
     chosen = [row for row in _pruned(rows) if row["region_source"] in ("predicted", "none")]
-    least = min((row["layer"] for row in chosen if row["method"] == "ilp"), default=None)
-    chosen = [row for row in chosen if row["method"] != "ilp" or row["layer"] == least]  # the others: `by_layer`
+    chosen = [
+        row for row in chosen if row["method"] != "ilp" or row["layer"] == _usual(chosen)
+    ]  # the others: `by_layer`
     for key in _budgets(chosen):
         group = [row for row in chosen if _budget_key(row) == key]
         shape.groups.append((_asked(group[0]), [_cells(row, rows) for row in group]))
@@ -152,9 +153,13 @@ def by_strategy(rows: Sequence[Row]) -> Shape:
     """Table 5: the region alone (`prune`) against ILP, with predicted regions."""
     shape = _with_dense(rows, "The region alone, or ILP (the shape of the paper's Table 5)")
     both = [row for row in _pruned(rows) if row["method"] in ("ilp", "prune") and row["region_source"] == "predicted"]
-    least = min((row["layer"] for row in both if row["method"] == "ilp"), default=None)
+    usual = _usual(both)
     for key in _budgets(both):
-        group = [row for row in both if _budget_key(row) == key and row["layer"] in (0, least)]
+        group = [
+            row
+            for row in both
+            if _budget_key(row) == key and row["layer"] == (0 if row["method"] == "prune" else usual)
+        ]
         if {row["method"] for row in group} == {"ilp", "prune"}:
             group.sort(key=lambda row: row["method"] == "ilp")
             shape.groups.append((_asked(group[0]), [_cells(row, rows) for row in group]))
@@ -196,6 +201,12 @@ def _pruned(rows: Sequence[Row]) -> list[Row]:
         for row in rows
         if row["method"] != "dense" and not row.get("control") and (row["layer"] is None or not _is_full(row))
     ]
+
+
+def _usual(rows: Sequence[Row]) -> int | None:
+    """K of ILP at most budgets, the smallest of several: a sweep over K stands at one budget."""
+    layers = [row["layer"] for row in rows if row["method"] == "ilp"]
+    return max(sorted(set(layers)), key=layers.count, default=None)
 
 
 def _is_full(row: Row) -> bool:

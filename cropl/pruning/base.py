@@ -41,7 +41,8 @@ class DecoderView:
         visual_BS: bool, the visual tokens.
         attended_BS: bool, False on padding.
         requested_BS: bool, the positions that the caller's regions (or `keep`) leave; None where neither was given.
-        attention: by layer, what its attention was given: of those in `InnerLLM.watches`, and of `layer` to come.
+        attention: by layer, what its attention was given: of those in `InnerLLM.watches` that ran since tokens were
+            last dropped, and of `layer` to come.
         total_B: visual tokens of each row before any was dropped.
         placed: for methods that compress, one (token grid, region) per row of the batch; None for rows without an
             image or without a region.

@@ -100,7 +100,8 @@ class Patch(Record):
         with self._lock:
             if self._run is not None and self._run.thread != threading.get_ident():
                 raise PruningError("two threads run this pruned model at once: give each thread its own model")
-            self._run = Run(outer)  # a run of this thread that is still there was interrupted
+            self._kernel.restore()  # a run of this thread that is still there was interrupted
+            self._run = Run(outer)
             return self._run
 
     def _own_run(self) -> Run | None:
@@ -231,6 +232,7 @@ class Patch(Record):
 
     def _prune(self, run: Run, prefill: Prefill, index: int, hidden: Tensor, kwargs: Kwargs) -> Tensor:
         hidden_BSD = run.pad(hidden)
+        self._kernel.restore()  # rows may need no packing from here on, and masks are made for the model's own kernel
         rope = kwargs["position_embeddings"] if run.padded_rope is None else run.padded_rope
 
         cache = kwargs.get("past_key_values")
@@ -238,7 +240,13 @@ class Patch(Record):
         def attention(layer: int) -> LayerInput:
             if layer == index:  # it has not run yet
                 return input_of(self._vlm.decoder.layers[layer], hidden_BSD, rope)
-            keys_BGSE = None if cache is None else cache.layers[layer].keys
+            # An offloading cache has sent them away; without a cache there are none.
+            keys_BGSE = None if cache is None or cache.offloading else cache.layers[layer].keys
+            if layer not in run.attention:
+                raise PruningError(
+                    f"layer {layer} ran before tokens were dropped, and its attention is not that of the tokens left: "
+                    "let methods watch layers behind the prune before theirs"
+                )
             return replace(run.attention[layer], key_BGSE=keys_BGSE)
 
         pruning = prefill.prune(self._method, index, hidden_BSD, attention)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ class Packing:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
-        """The packing of left-padded rows of these lengths; nothing waits for the device."""
+        """The packing of left-padded rows of these lengths."""
         longest = max(lengths)
         starts = [(row + 1) * longest - length for row, length in enumerate(lengths)]
         parts = [torch.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
@@ -51,9 +52,13 @@ class Packing:
         """What an attention kernel has to be told of the rows."""
         if kernel == KERNEL:
             return {"row_lengths": self.lengths}
-        ends = torch.tensor([0, *self.lengths]).cumsum(0).to(self.index_P.device, torch.int32)
         longest = {"max_length_q": self.longest, "max_length_k": self.longest}
-        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, **longest}
+        return {"cu_seq_lens_q": self._ends, "cu_seq_lens_k": self._ends, **longest}
+
+    @cached_property
+    def _ends(self) -> Tensor:
+        """Int32: where rows end, with a 0 in front; once for all layers."""
+        return torch.tensor([0, *self.lengths]).cumsum(0).to(self.index_P.device, torch.int32)
 
     @property
     def waste(self) -> float:

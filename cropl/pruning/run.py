@@ -73,7 +73,7 @@ class Prefill:
         keep_BS = (keep_BS.to(self.visual_BS.device) | ~self.visual_BS) & self.attended_BS
         visual_BS = self.visual_BS & self.attended_BS
         sums = torch.stack([keep_BS.sum(1), (keep_BS & visual_BS).sum(1), visual_BS.sum(1)])
-        lengths, kept, before = sums.tolist()  # the only wait for the device in a prune
+        lengths, kept, before = sums.tolist()  # one wait for the device
         if kept == before and not (self.placed is not None and any(kept)):  # compressed tokens are others, if as many
             return None
         for row, (now, then) in enumerate(zip(kept, before, strict=True)):

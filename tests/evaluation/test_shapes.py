@@ -29,7 +29,8 @@ DENSE = row("dense", "none", None, 0.9, None)
 ROWS = [
     DENSE,
     row("dense", "none", None, 0.2, None, control="blank_image"),
-    row(accuracy=0.85), row(budget=128, accuracy=0.88), row(layer=3, accuracy=0.87), row(layer=6, accuracy=0.9),
+    row(accuracy=0.85), row(budget=128, accuracy=0.88), row(layer=3, accuracy=0.87), row(layer=0, accuracy=0.83),
+    row(layer=6, accuracy=0.9),
     row(source="gt", accuracy=0.86), row(source="center", accuracy=0.5), row(source="random", accuracy=0.4),
     row("prune", accuracy=0.6, layer=0), row("fastv", "none", accuracy=0.7, layer=2),
     row("pyramiddrop", "none", layer=None, budget_meaning="layer_average", infeasible="never", accuracy=None),
@@ -58,7 +59,13 @@ def test_methods_stand_by_budget_with_predicted_regions():
 
 
 def test_layers_sources_and_strategies_have_their_shapes():
-    assert cells(by_layer(ROWS))["on average 64 tokens"] == ["ILP (K = 6)", "ILP (K = 3)", "ILP (K = 1)", "prune"]
+    assert cells(by_layer(ROWS))["on average 64 tokens"] == [
+        "ILP (K = 6)",
+        "ILP (K = 3)",
+        "ILP (K = 1)",
+        "ILP (K = 0)",
+        "prune",
+    ]
     assert "on average 128 tokens" not in cells(by_layer(ROWS))
     source = by_source(ROWS)
     assert source.heads == ["budget", "dense", "GT", "Pred", "Center", "Random"]

@@ -15,11 +15,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from cropl.grid import Region
 from cropl.metrics.cost import kv_bytes
-from cropl.pruning import ILP, FastV, InnerLLM, PyramidDrop, SparseVLM, pruned
+from cropl.pruning import ILP, FastV, InnerLLM, PruningError, PyramidDrop, Schedule, SparseVLM, pruned
 from cropl.pruning.packed import KERNEL, Packing
 from tests.reference.tiny import FULL, SMALL, WIDE, batch, pixels, prompt, tiny_llava
 
-# Rows start at other positions in a batch than alone, and transformers computes their angles in float32: hence 2e-5.
+# Rows start at other positions in a batch than alone, and transformers computes their angles in float32: hence 5e-5.
 REGIONS = [SMALL, WIDE, FULL, Region(0, 0, 0, 0)]
 IDS = [prompt(5), prompt(9, seed=1), prompt(2, seed=2), prompt(6, seed=3)]
 METHODS: dict[str, Callable[[], InnerLLM]] = {
@@ -66,7 +66,55 @@ def test_a_packed_batch_is_its_rows_one_by_one(method, kv_heads, use_cache):
         alone, single = run(model, [row], METHODS[method](), use_cache=use_cache)
         assert not single.packed and single.waste == 1
         length = alone.logits.shape[1]
-        torch.testing.assert_close(together.logits[row, -length:], alone.logits[0], atol=2e-5, rtol=0)
+        torch.testing.assert_close(together.logits[row, -length:], alone.logits[0], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("words", [(5, 5, 5), (30, 31, 32)])
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_rows_that_become_equal_or_nearly_so_are_unpacked(words, use_cache):
+    """Ragged behind the region, but not behind the second prune."""
+    model, regions = tiny_llava(4), [SMALL, WIDE, FULL]
+    ids, images = [prompt(count, seed=row) for row, count in enumerate(words)], pixels(3)
+    method = Schedule([ILP(1), FastV(4, 3)])
+    with pruned(model, method, regions=regions) as patch:
+        together = model(**batch(ids), pixel_values=images, use_cache=use_cache).logits
+    assert not patch.packed and 1 <= patch.waste < 1.05
+    for row in range(3):
+        with pruned(model, method, regions=[regions[row]]):
+            alone = model(input_ids=ids[row][None], pixel_values=images[row : row + 1]).logits
+        torch.testing.assert_close(together[row, -alone.shape[1] :], alone[0], atol=5e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_an_interrupted_forward_leaves_no_kernel_behind():
+    model = tiny_llava(3)
+    decoder = model.model.language_model
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pruned(model, ILP(1), regions=REGIONS):
+        expected = model(**batch(IDS), pixel_values=pixels(4)).logits
+        handle = decoder.layers[2].mlp.register_forward_pre_hook(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            model(**batch(IDS), pixel_values=pixels(4))
+        handle.remove()
+        assert torch.equal(model(**batch(IDS), pixel_values=pixels(4)).logits, expected)
+    assert decoder.config._attn_implementation == "sdpa"
+
+
+@torch.no_grad()
+def test_a_layer_from_before_the_last_prune_cannot_be_watched():
+    class Late(FastV):
+        watches = (0,)
+
+        def keep(self, view: Any) -> Tensor:
+            return view.attention(0).mean(view.last_B[:, None], view.attended_BS)[:, 0] > 0
+
+    model, said = tiny_llava(4), "layer 0 ran before tokens were dropped"
+    with pruned(model, Schedule([ILP(1), Late(4, 3)]), regions=[SMALL]), pytest.raises(PruningError, match=said):
+        model(**batch([IDS[0]]), pixel_values=pixels(1))
 
 
 @torch.no_grad()
@@ -150,7 +198,7 @@ def test_inner_states_and_gradients_are_of_padded_rows():
     for row in range(4):
         length = len(IDS[row]) - 64 + REGIONS[row].area
         for other in (out, trained):
-            torch.testing.assert_close(plain.logits[row, -length:], other.logits[row, -length:], atol=2e-5, rtol=0)
+            torch.testing.assert_close(plain.logits[row, -length:], other.logits[row, -length:], atol=5e-5, rtol=0)
 
 
 @torch.no_grad()
