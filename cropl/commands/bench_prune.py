@@ -169,8 +169,8 @@ def _facts(made: dict[str, Any]) -> str:
     seen = f"; localizer {some['localizer']['shape']} at {some['localizer']['pixels']:,} pixels" if some else ""
     return (
         f"{made['hardware']}, {counted(made['threads'], 'thread')}, {made['dtype']}, {made['attention']}; seconds: "
-        f"{made['seconds']}, medians of {made['pairs']} pairs ({made['answer_pairs']} of answers); memory: {made['memory']}; load "
-        f"{made['load'][0]:.1f} to {made['load'][1]:.1f}{seen}"
+        f"{made['seconds']}, medians of {made['pairs']} pairs ({made['answer_pairs']} of answers); memory: "
+        f"{made['memory']}; load {made['load'][0]:.1f} to {made['load'][1]:.1f}{seen}"
     )
 
 

@@ -22,7 +22,7 @@ from cropl.evaluation.arms import ALL, Arm
 from cropl.grid import Region
 from cropl.models.region_sources import RegionSource
 from cropl.models.vlm import VLM
-from cropl.pruning.base import PreLLM
+from cropl.pruning.base import InnerLLM, PreLLM
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.request import region_mask
 from cropl.recipe import instantiate, load_object
@@ -165,6 +165,11 @@ def _check_run(run: Run, grids: Sequence[Tokens]) -> None:
     arm = run.arm
     if arm.region_source != "none":
         run.keep = []  # masks will be given, whatever they are
+        if run.meets_budget:
+            run.kept = _own_budget(arm, run.layer, run.num_layers, [grid.num_tokens for grid in grids])
+        method = run.method([""])
+        if isinstance(method, InnerLLM) and not method.needs_request:
+            raise UsageError(f"study arm {arm.key!r}: {arm.method} ignores regions: leave region_source out")
     elif arm.budget is not None:
         cls = load_object(arm.class_path)
         if "tokens" not in inspect.signature(cls).parameters and not hasattr(cls, "for_budget"):
@@ -240,6 +245,8 @@ def _fill(
         run.kept = totals if arm.budget is None else _own_budget(arm, run.layer, num_layers, totals)
         run.method([""])  # may find the budget infeasible
         return
+    if run.meets_budget:
+        run.kept = _own_budget(arm, run.layer, num_layers, totals)
     run.regions = list(regions[arm.region_source, run.seed if arm.region_source == "random" else None])
     if isinstance(method := run.method([""]), PreLLM):  # takes the regions themselves
         run.kept = [method.count(grid) for grid in grids]
@@ -254,9 +261,8 @@ def _fill(
         met = calibrate(set_regions, set_grids, arm.budget, meaning, run.layer, num_layers)  # type: ignore[arg-type]
         keep = dict(zip(order, met.keep, strict=True))
         run.keep, run.factor, run.residual = [keep[i] for i in range(len(keys))], met.factor, met.residual
-    run.kept = [int(mask.sum()) for mask in run.keep]
-    if run.meets_budget:
-        run.kept = [min(pair) for pair in zip(run.kept, _own_budget(arm, run.layer, num_layers, totals), strict=True)]
+    if not run.meets_budget:
+        run.kept = [int(mask.sum()) for mask in run.keep]
 
 
 def _own_budget(arm: Arm, layer: int | None, num_layers: int, totals: Sequence[int]) -> list[int]:

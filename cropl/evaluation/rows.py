@@ -100,7 +100,7 @@ def _identity(study: Study, arm: Arm, run: Run, n: int) -> dict[str, Any]:
         "seeds": list(arm.seeds) or None,
         "infeasible": None,
     }
-    if arm.budget is not None and arm.region_source != "none":
+    if arm.budget is not None and not run.meets_budget:
         row["budget_scope"] = "set-calibrated"
     return row
 

@@ -199,6 +199,7 @@ def test_errors(world):
         ({"method": "cropl.pruning.random.RandomTokens", "init_args": {"tokens": 0}}, "tokens=0"),
         ({"method": "cropl.pruning.ilp.ILP", "layer": 1}, "needs regions"),
         ({"method": "cropl.pruning.ilp.ILP", "layer": 1, "budget": 8}, "for_budget"),
+        ({"method": "fastv", "region_source": "gt", "layer": 1, "budget": 8}, "fastv ignores regions"),
         ({"method": "string.Formatter"}, "must be an InnerLLM"),
     ],
 )
@@ -221,6 +222,16 @@ def test_layer_average_of_a_method_with_one_number_needs_one_grid(world):
     check_arms(arms, {None: world[0]}, grids[:1])
     with pytest.raises(UsageError, match="one token count"):
         check_arms(arms, {None: world[0]}, grids)
+
+
+@pytest.mark.parametrize("meaning", ["post_prune", "layer_average"])
+def test_a_hybrid_keeps_its_budget_itself(world, meaning):
+    vlm, localizer, samples = world
+    arm = {"method": "hybrid", "region_source": "gt", "layer": 1, "budget": 64, "budget_meaning": meaning}
+    rows = run_study(study(arms=[arm]), samples, vlm, localizer, stages=Stages()).results["rows"]
+    row = rows[-1]
+    met = row["tokens_kept_mean"] if meaning == "post_prune" else row["layer_average_tokens"]
+    assert abs(met - 64) < 1 and row["tokens_kept_min"] == row["tokens_kept_max"] and "budget_scope" not in row
 
 
 def test_seconds_are_of_generation_alone_after_a_warm_up(world, monkeypatch):
