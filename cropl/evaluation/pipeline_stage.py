@@ -119,8 +119,9 @@ class ThreadStage(Stage):
     def close(self) -> None:
         self._given_up = 2**62
         self._inbox.put(None)
-        # A forward cannot be interrupted: one that never ends is left behind.
-        self._thread.join(timeout=5 if self.lost is None else 0)
+        if self._thread is not threading.current_thread():  # the garbage collector may close a pipeline in any thread
+            # A forward cannot be interrupted: one that never ends is left behind.
+            self._thread.join(timeout=5 if self.lost is None else 0)
 
     def _serve(self, locator: Locator) -> None:
         try:

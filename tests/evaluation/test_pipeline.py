@@ -238,6 +238,21 @@ def test_a_localizer_that_ends_by_itself():
         list(run(pairs_of("exit 1"), raises=True))
 
 
+def test_a_stage_may_be_closed_by_its_own_thread():
+    """As the garbage collector does, which runs wherever memory is asked for."""
+    closed = []
+
+    class Closing(Told):
+        def locate(self, images, questions):
+            closed.append(stage.close())
+            return super().locate(images, questions)
+
+    stage = ThreadStage(Closing())
+    stage.send(0, [Asked(Image.new("RGB", (8, 8)), "fine 0")])
+    stage._thread.join(timeout=10)
+    assert closed == [None] and not stage._thread.is_alive()
+
+
 # Real models.
 
 
