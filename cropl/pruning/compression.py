@@ -86,7 +86,13 @@ class Compression(InnerLLM):
         tokens = [view.hidden_BSD[row][visual_BS[row]] for row in seen]
         if isinstance(self.method, TowerMethod):
             images = self._seen.find(list(zip(seen, tokens, strict=True)))
-            return [self.method.reduce_image(image) for image in images]
+            reduced = [self.method.reduce_image(image) for image in images]
+            if self.positions == "original" and any(one.place_M is None for one in reduced):
+                raise NotSupportedError(
+                    f"{type(self.method).__name__} does not say where its tokens stand, which a model whose vision "
+                    "tower has no class token needs: let reduce_image give place_M"
+                )
+            return reduced
         grids, regions = zip(*view.places(seen))
         return [Reduced(token_MD) for token_MD in self.method.compress(tokens, grids, regions)]
 

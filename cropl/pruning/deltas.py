@@ -20,25 +20,28 @@ class RopeDeltas:
 
     Args:
         base: the module that carries them.
+
+    Attributes:
+        known: whether the model has any.
     """
 
     def __init__(self, base: nn.Module) -> None:
-        self._base, self._known = base, hasattr(base, _NAME)
+        self._base, self.known = base, hasattr(base, _NAME)
         self._outside = getattr(base, _NAME, None)
 
     def note(self, output: Any) -> None:
         """After a prefill: those that it left belong to the cache in its output, if there is one."""
-        outputs = (output if isinstance(output, tuple) else output.values()) if self._known and output else ()
+        outputs = (output if isinstance(output, tuple) else output.values()) if self.known and output else ()
         for value in outputs:
             if isinstance(value, Cache):
                 setattr(value, _NAME, getattr(self._base, _NAME))
 
     def recall(self, cache: Cache) -> None:
         """Before a step on this cache: those of its own prefill."""
-        if self._known:
+        if self.known:
             setattr(self._base, _NAME, getattr(cache, _NAME, self._outside))
 
     def restore(self) -> None:
         """Those that the model had at the beginning."""
-        if self._known:
+        if self.known:
             setattr(self._base, _NAME, self._outside)

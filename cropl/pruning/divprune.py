@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
-from cropl.pruning.select import Tokens, check_tokens, wanted
+from cropl.pruning.select import Amount, check_tokens, wanted
 
 # V visual tokens, M kept ones, D width
 
@@ -25,7 +25,7 @@ class DivPrune(InnerLLM):
         positions: "compact" (default, as published) or "original".
     """
 
-    def __init__(self, tokens: Tokens, layer: int = 0, positions: Positions = "compact") -> None:
+    def __init__(self, tokens: Amount, layer: int = 0, positions: Positions = "compact") -> None:
         self.tokens = check_tokens(tokens)
         self.layer = check_layer(layer)
         self.positions = check_positions(positions)

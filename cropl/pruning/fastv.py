@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
-from cropl.pruning.select import Tokens, best, check_tokens, rating_flops, wanted
+from cropl.pruning.select import Amount, best, check_tokens, rating_flops, wanted
 
 
 class FastV(InnerLLM):
@@ -22,7 +22,7 @@ class FastV(InnerLLM):
         positions: "original" (default, as published) or "compact".
     """
 
-    def __init__(self, tokens: Tokens, layer: int = 2, positions: Positions = "original") -> None:
+    def __init__(self, tokens: Amount, layer: int = 2, positions: Positions = "original") -> None:
         self.tokens = check_tokens(tokens)
         self.layer = check_layer(layer)
         if self.layer < 1:

@@ -179,7 +179,7 @@ class Patch(Record):
     def _start_step(self, run: Run, cache: PrunedCache, kwargs: Kwargs) -> None:
         prefix = cache.prefix
         new = check_step(prefix, self, kwargs)
-        if kwargs.get("position_ids") is None:
+        if kwargs.get("position_ids") is None or self._deltas.known:
             # Not the model's business: layer 0 may tell a shorter length, and rope deltas may be another prefill's.
             first = prefix.groups[0]
             behind_B = prefix.next_B + cache.get_seq_length(first.start) - first.length
@@ -257,13 +257,12 @@ class Patch(Record):
         rows, kept = pruning
         taken_BMD = rows.take(hidden_BSD)
         hidden_BMD = self._method.rewrite(taken_BMD, prefill.visual_BS)
-        prefill.made |= hidden_BMD is not taken_BMD
+        prefill.note_made(taken_BMD, hidden_BMD)
         run.enter_pruned(self._vlm.decoder, hidden_BMD, kwargs, self.positions == "compact")
-        full_BS = prefill.full_BS
         if cache is not None:
-            padded, right_padded = (~torch.stack([full_BS.all(), full_BS[:, -1].all()])).tolist()
-            length, next_B, groups = full_BS.shape[1], run.unpruned.next_B, tuple(prefill.groups)
-            run.cache = PrunedCache.adopt(cache, Prefix(ref(self), length, next_B, padded, right_padded, groups))
+            length, next_B = prefill.full_BS.shape[1], run.unpruned.next_B
+            prefix = Prefix(ref(self), length, next_B, *prefill.padding, tuple(prefill.groups))
+            run.cache = PrunedCache.adopt(cache, prefix)
         hidden = run.pack(hidden_BMD)
         waste = hidden_BMD.shape[:2].numel() / sum(prefill.lengths)
         self.note_prune(index, kept, prefill.groups[-1].rows, waste, run.packing is not None)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
 from cropl.pruning.divprune import diverse
-from cropl.pruning.select import Tokens, best, check_tokens, rating_flops, spread, wanted
+from cropl.pruning.select import Amount, best, check_tokens, rating_flops, spread, wanted
 
 By = Literal["attention", "diversity", "uniform"]
 
@@ -37,7 +37,7 @@ class Hybrid(InnerLLM):
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Amount,
         layer: int = 2,
         outside: float = 0.1,
         by: By = "attention",

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from torch import nn
 
-from cropl.models.vlm import as_vlm
+from cropl.models.vlm import VLM, as_vlm
 from cropl.pruning.base import InnerLLM, PreLLM, PruningError
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.hooks import Patch
@@ -24,6 +24,11 @@ from cropl.tiling import Regions, Tokens
 
 _active: WeakSet[nn.Module] = WeakSet()
 _lock = threading.Lock()
+
+
+def is_pruned(vlm: VLM) -> bool:
+    """Whether the model is inside a `pruned(...)` context."""
+    return vlm.decoder in _active
 
 
 @contextmanager
@@ -63,7 +68,7 @@ def pruned(
     check_model(vlm)
     check_method(method, vlm.num_layers, bool(request))
     with _lock:
-        if vlm.decoder in _active:
+        if is_pruned(vlm):
             raise PruningError(f"this {type(vlm.model).__name__} is pruned already: leave the other context first")
         _active.add(vlm.decoder)
     patch = Patch(vlm, method, request)

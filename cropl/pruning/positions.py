@@ -39,13 +39,13 @@ class Unpruned:
         last = self.position.amax(-1)
         return (last.amax(0) if last.ndim == 2 else last).expand(len(self.visual_BS)) + 1
 
-    def compact(self, rows: Rows, changed_B: Tensor, made: bool) -> tuple[Tensor, Tensor]:
+    def compact(self, rows: Rows, changed_B: Tensor, made_B: Tensor | None) -> tuple[Tensor, Tensor]:
         """Positions of the survivors, `(B, M)` or `(3, B, M)`, and long B: how much smaller those behind them are.
 
         Args:
             rows: the survivors.
             changed_B: bool, which rows to renumber: others are as they were.
-            made: whether a method put tokens of its own where visual tokens survive.
+            made_B: bool, rows in which a method put tokens of its own where visual tokens survive; None where none has.
         """
         device = self.position.device
         if self.position.ndim == 2:
@@ -57,7 +57,7 @@ class Unpruned:
         begins_BS = self.visual_BS.clone()
         begins_BS[:, 1:] &= ~self.visual_BS[:, :-1]
         begun_BM = rows.take(begins_BS.long().cumsum(1)).to(device)  # pictures begun up to here, this one included
-        new_3BM, next_B = _renumbered(old_3BM, real_BM, visual_BM & real_BM, begun_BM, made)
+        new_3BM, next_B = _renumbered(old_3BM, real_BM, visual_BM & real_BM, begun_BM, made_B)
         changed_B = changed_B.to(device)
         first_B = old_3BM.masked_fill(~real_BM, torch.iinfo(torch.long).max).amin((0, 2))
         shift_B = (self.next_B - next_B - first_B).masked_fill(~changed_B, 0)
@@ -65,15 +65,16 @@ class Unpruned:
 
 
 def _renumbered(
-    old_3BM: Tensor, real_BM: Tensor, visual_BM: Tensor, begun_BM: Tensor, made: bool
+    old_3BM: Tensor, real_BM: Tensor, visual_BM: Tensor, begun_BM: Tensor, made_B: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """New positions from 0 on (3, B, M), and the next position of each row (B,)."""
     text_BM = real_BM & ~visual_BM
     picture_BM = (begun_BM - 1).clamp(min=0)
     pictures = int(begun_BM.max()) + 1
-    if made:
+    if made_B is not None:
         rank_BM = visual_BM.long().cumsum(1)
-        old_3BM = torch.stack([torch.zeros_like(rank_BM), torch.zeros_like(rank_BM), rank_BM])
+        row_3BM = torch.stack([torch.zeros_like(rank_BM), torch.zeros_like(rank_BM), rank_BM])
+        old_3BM = row_3BM.where(made_B.to(rank_BM.device)[:, None], old_3BM)
     # Which numbers each picture's tokens have on each axis: dense ranks among them are the new rows and columns.
     taken_3BIP = old_3BM.new_zeros(3, len(real_BM), pictures, int(old_3BM.max()) + 1, dtype=torch.bool)
     axis, row = torch.arange(3)[:, None, None], torch.arange(len(real_BM))[None, :, None]

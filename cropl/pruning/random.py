@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
-from cropl.pruning.select import Tokens, check_tokens, wanted
+from cropl.pruning.select import Amount, check_tokens, wanted
 
 
 class RandomTokens(InnerLLM):
@@ -28,7 +28,7 @@ class RandomTokens(InnerLLM):
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Amount,
         seed: int | Sequence[int] = 0,
         layer: int = 2,
         positions: Positions = "original",

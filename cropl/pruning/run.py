@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class Prefill:
         placed, total_B: see `DecoderView`.
         groups: what was pruned so far.
         lengths: tokens of each row since the last prune.
-        made: whether the method put tokens of its own where visual tokens survive.
+        made_B: bool, rows in which the method put tokens of its own where visual tokens survive; None where none has.
         all_visual_BS: bool, the visual tokens of the unpruned sequence.
     """
 
@@ -48,7 +49,7 @@ class Prefill:
     total_B: Sequence[int] = ()
     groups: list[Group] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    made: bool = False
+    made_B: Tensor | None = None
     all_visual_BS: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,13 +89,26 @@ class Prefill:
             self.requested_BS = rows.take(self.requested_BS)
         return rows, kept
 
+    def note_made(self, before_BMD: Tensor, after_BMD: Tensor) -> None:
+        """After a prune: which rows hold tokens now that the method made."""
+        if after_BMD is before_BMD:
+            return
+        made_B = (after_BMD != before_BMD).flatten(1).any(1)
+        self.made_B = made_B if self.made_B is None else self.made_B | made_B
+
+    @cached_property
+    def padding(self) -> tuple[bool, bool]:
+        """Whether there was padding in the unpruned sequence, and whether a row ended in it. Waits for the device."""
+        padded, right_padded = (~torch.stack([self.full_BS.all(), self.full_BS[:, -1].all()])).tolist()
+        return padded, right_padded
+
     def compact(self, unpruned: Unpruned) -> Tensor:
         """Positions of the survivors, renumbered; the last group notes what that means for those behind them."""
         group = self.groups[-1]
         changed_B = group.rows.real_BM.sum(1) < self.full_BS.sum(1)
         if self.placed is not None:
             changed_B = changed_B | (self.all_visual_BS & self.full_BS).any(1)
-        position, shift_B = unpruned.compact(group.rows, changed_B, self.made)
+        position, shift_B = unpruned.compact(group.rows, changed_B, self.made_B)
         self.groups[-1] = replace(group, shift_B=shift_B)
         return position
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from cropl.budget import InfeasibleBudget
 
-Tokens = int | float
+Amount = int | float
+"""Of tokens: a count, or a share of what an image has."""
 
 
-def check_tokens(tokens: Tokens) -> Tokens:
+def check_tokens(tokens: Amount) -> Amount:
     """`tokens` if it is a count of at least 1, or a share in (0, 1] of an image's own tokens."""
     is_count = isinstance(tokens, int) and not isinstance(tokens, bool)
     if not (is_count and tokens >= 1) and not (isinstance(tokens, float) and 0 < tokens <= 1):
@@ -25,7 +26,7 @@ def check_tokens(tokens: Tokens) -> Tokens:
     return tokens
 
 
-def wanted(tokens: Tokens, total: int) -> int:
+def wanted(tokens: Amount, total: int) -> int:
     """How many of a row's `total` visual tokens stay: the count, or the share (rounded, at least one); 0 of none.
 
     Raises:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cropl.budget import Meaning
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
-from cropl.pruning.select import Tokens, average, best, bisected, check_tokens, rating_flops, scaled_layers, wanted
+from cropl.pruning.select import Amount, average, best, bisected, check_tokens, rating_flops, scaled_layers, wanted
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,7 +47,7 @@ class SparseVLM(InnerLLM):
 
     def __init__(
         self,
-        kept: Sequence[Tokens] = (300, 200, 110),
+        kept: Sequence[Amount] = (300, 200, 110),
         layers: Sequence[int] = (2, 6, 15),
         recycle: float = 0.3,
         positions: Positions | None = None,
@@ -210,7 +210,7 @@ def _clusters(count: int) -> int:
     return count // 10 + 1 if count else 0
 
 
-def fitting(tokens: Tokens, total: int) -> int:
+def fitting(tokens: Amount, total: int) -> int:
     """As :func:`wanted`, but all of a picture that has fewer."""
     return total if isinstance(tokens, int) and tokens > total else wanted(tokens, total)
 

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cropl.models.vlm import VLM
-from cropl.pruning import patch
 from cropl.pruning.base import NotSupportedError, PruningError
 from cropl.pruning.calls import attended
 from cropl.pruning.checks import check_model
 from cropl.pruning.deltas import RopeDeltas
+from cropl.pruning.patch import is_pruned
 
 _NEUTRAL: dict[str, Any] = {
     "num_beams": 1,
@@ -93,7 +93,7 @@ def entering(vlm: VLM, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     Raises:
         PruningError: it is inside `pruned(...)`.
     """
-    if vlm.decoder in patch._active:
+    if is_pruned(vlm):
         raise PruningError("this model is inside pruned(...): leave the context first, StaticRunner prunes by itself")
     base: Any = vlm.base
     seen: dict[str, Any] = {}

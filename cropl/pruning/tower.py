@@ -16,7 +16,7 @@ from torch import Tensor
 from cropl import tiling
 from cropl.models.tower_view import TowerImage, TowerView
 from cropl.pruning.base import PreLLM, PruningError
-from cropl.pruning.select import Tokens, check_tokens, wanted
+from cropl.pruning.select import Amount, check_tokens, wanted
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TowerMethod(PreLLM):
 
     needs_regions = False
 
-    def __init__(self, tokens: Tokens) -> None:
+    def __init__(self, tokens: Amount) -> None:
         self.tokens = check_tokens(tokens)
 
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from cropl.pruning.base import DecoderView, InnerLLM, Positions, check_layer, check_positions
-from cropl.pruning.select import Tokens, check_tokens, spread, wanted
+from cropl.pruning.select import Amount, check_tokens, spread, wanted
 
 
 class UniformTokens(InnerLLM):
@@ -17,7 +17,7 @@ class UniformTokens(InnerLLM):
         positions: "original" (default) or "compact".
     """
 
-    def __init__(self, tokens: Tokens, layer: int = 2, positions: Positions = "original") -> None:
+    def __init__(self, tokens: Amount, layer: int = 2, positions: Positions = "original") -> None:
         self.tokens = check_tokens(tokens)
         self.layer = check_layer(layer)
         self.positions = check_positions(positions)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cropl import tiling
 from cropl.models.tower_view import TowerView, exact
-from cropl.pruning.select import Tokens
+from cropl.pruning.select import Amount
 from cropl.pruning.tower import Reduced, TowerMethod, looking_flops, tower_width
 
 
@@ -34,7 +34,7 @@ class VisionZip(TowerMethod):
         contextual: share of them that is merged, in [0, 1).
     """
 
-    def __init__(self, tokens: Tokens = 64, contextual: float = 1 / 6.4) -> None:
+    def __init__(self, tokens: Amount = 64, contextual: float = 1 / 6.4) -> None:
         super().__init__(tokens)
         if not 0 <= contextual < 1:
             raise ValueError(f"contextual={contextual!r}: must be a share in [0, 1)")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cropl import tiling
 from cropl.models.tower_view import TowerView, exact
-from cropl.pruning.select import Tokens
+from cropl.pruning.select import Amount
 from cropl.pruning.tower import Reduced, TowerMethod, looking_flops, tower_width
 
 ROUND = 8
@@ -31,7 +31,7 @@ class VisPruner(TowerMethod):
         important: share of them that attention chooses, in [0, 1].
     """
 
-    def __init__(self, tokens: Tokens = 64, important: float = 0.5) -> None:
+    def __init__(self, tokens: Amount = 64, important: float = 0.5) -> None:
         super().__init__(tokens)
         if not 0 <= important <= 1:
             raise ValueError(f"important={important!r}: must be a share in [0, 1]")

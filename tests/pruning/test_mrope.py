@@ -23,6 +23,7 @@ from cropl.pruning import (
     NotSupportedError,
     PruningError,
     PyramidDrop,
+    Schedule,
     SparseVLM,
     pruned,
 )
@@ -237,6 +238,44 @@ def test_interleaved_prompts_decode_at_their_own_positions(qwen, method) -> None
     assert torch.equal(after.logits, again.logits)
     if isinstance(method, Dense):
         assert torch.equal(inside.logits, again.logits)
+
+
+@torch.no_grad()
+def test_made_tokens_of_one_row_leave_the_positions_of_another(qwen) -> None:
+    """A row whose tokens are few enough is not merged, whoever stands beside it."""
+
+    def method() -> Schedule:
+        return Schedule([ILP(1, "compact"), SparseVLM((12,), (1,))])
+
+    images, regions = pictures()[:2], [Region(2, 3, 3, 3), FULL]
+    inputs = qwen.inputs(images, QUESTIONS[:2])
+    with pruned(qwen, method(), regions=regions) as patch:
+        together = qwen.model(**inputs.kwargs()).logits
+        real_BM, kept = patch.survivors_BM >= 0, patch.kept_B.tolist()
+    assert kept[0] < 12 < kept[1]  # the second row has merged ones
+    for row in (0, 1):
+        single = qwen.inputs(images[row : row + 1], QUESTIONS[row : row + 1])
+        with pruned(qwen, method(), regions=regions[row : row + 1]):
+            alone = qwen.model(**single.kwargs()).logits[0]
+        torch.testing.assert_close(together[row, real_BM[row]], alone, atol=5e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_second_generate_goes_on_at_its_own_prompts_positions(qwen) -> None:
+    prompts = [one(qwen, number)[0] for number in (0, 1)]
+    options = {"max_new_tokens": 2, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    options["suppress_tokens"] = [qwen.image_token_id]
+    with pruned(qwen, ILP(1, "compact"), regions=[SMALL]):
+        whole = qwen.model.generate(**prompts[0], **options)
+        first = qwen.model.generate(**prompts[0], **options | {"max_new_tokens": 1})
+        qwen.model.generate(**prompts[1], **options)  # leaves its own rope deltas
+        second = qwen.model.generate(
+            input_ids=first.sequences,
+            attention_mask=torch.ones_like(first.sequences),
+            past_key_values=first.past_key_values,
+            **options | {"max_new_tokens": 1},
+        )
+    torch.testing.assert_close(second.logits[0], whole.logits[1], atol=1e-6, rtol=1e-6)
 
 
 @torch.no_grad()

@@ -22,7 +22,12 @@ def rows(draw: st.DrawFn) -> tuple[list[mrope.Place], list[bool]]:
     return found, [place == "text" or draw(st.booleans()) for place in found]
 
 
-@given(st.lists(rows(), min_size=1, max_size=3), st.booleans(), st.booleans(), st.integers(0, 5))
+@given(
+    st.lists(rows(), min_size=1, max_size=3),
+    st.booleans(),
+    st.none() | st.lists(st.booleans(), min_size=3, max_size=3),
+    st.integers(0, 5),
+)
 @settings(max_examples=200, deadline=None)
 def test_survivors_are_numbered_as_if_alone(batch, left, made, start) -> None:
     longest = max(len(found) for found, _ in batch)
@@ -38,10 +43,10 @@ def test_survivors_are_numbered_as_if_alone(batch, left, made, start) -> None:
     unpruned = Unpruned(attended_BS, visual_BS, position)
     rows_ = Rows.of(keep_BS, keep_BS.sum(1).tolist())
     changed_B = keep_BS.sum(1) < attended_BS.sum(1)
-    new_3BM, shift_B = unpruned.compact(rows_, changed_B, made)
+    new_3BM, shift_B = unpruned.compact(rows_, changed_B, None if made is None else torch.tensor(made[: len(batch)]))
     for row, (found, kept) in enumerate(batch):
         stay = [place for place, stays in zip(found, kept, strict=True) if stays]
-        if made and not all(kept):
+        if made and made[row] and not all(kept):
             stay = ["text" if place == "text" else "made" for place in stay]
         expected = torch.tensor(mrope.positions(stay)).T + start
         assert torch.equal(new_3BM[:, row, rows_.real_BM[row]], expected)
@@ -56,7 +61,7 @@ def test_a_picture_without_survivors_was_never_there() -> None:
     visual_BS = torch.tensor([[place != "text" for place in found]])
     keep_BS = torch.tensor([[True, False, False, True, False, True, True]])
     unpruned = Unpruned(torch.ones_like(visual_BS), visual_BS, position)
-    new_3BM, shift_B = unpruned.compact(Rows.of(keep_BS, [4]), torch.tensor([True]), False)
+    new_3BM, shift_B = unpruned.compact(Rows.of(keep_BS, [4]), torch.tensor([True]), None)
     assert new_3BM[:, 0].T.tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3]] and shift_B.tolist() == [3]
 
 
@@ -64,5 +69,5 @@ def test_one_axis_counts_what_was_dropped() -> None:
     visual_BS = torch.tensor([[False, True, True, True, False]])
     unpruned = Unpruned(torch.ones_like(visual_BS), visual_BS, torch.arange(5)[None])
     keep_BS = torch.tensor([[True, False, True, False, True]])
-    position_BM, shift_B = unpruned.compact(Rows.of(keep_BS, [3]), torch.tensor([True]), False)
+    position_BM, shift_B = unpruned.compact(Rows.of(keep_BS, [3]), torch.tensor([True]), None)
     assert position_BM.tolist() == [[0, 1, 2]] and shift_B.tolist() == [2] and unpruned.next_B.tolist() == [5]

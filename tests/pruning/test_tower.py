@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cropl.models.llava import LlavaVLM
-from cropl.models.llava_next import LlavaNextVLM
 from cropl.models.vlm import as_vlm
 from cropl.pruning import FastV, NotSupportedError, PruningError, VisionZip, VisPruner, pruned
-from tests.families import FAMILIES, QUESTIONS, pictures
+from cropl.pruning.tower import Reduced, TowerMethod
+from tests.families import FAMILIES, QUESTIONS, pictures, under
 from tests.pruning.test_restore import hooks
 from tests.reference import tower
 from tests.reference.tiny import IMAGE, batch, pixels, prompt, tiny_llava
@@ -173,8 +173,7 @@ def test_keeping_all_is_dense(family) -> None:
 @pytest.mark.parametrize("protocol", ["anyres", "fixed"])
 @torch.no_grad()
 def test_crops_are_reduced_one_by_one(protocol) -> None:
-    like = built("llava_next")
-    vlm = LlavaNextVLM(like.model, like.processor, protocol=protocol)
+    vlm = under(protocol, built("llava_next"))
     for image in pictures(3):
         crops = vlm.prepare.pixels([image])[0].double()
         parts = [tower.zipped(vlm.model, crop, 16, 3) for crop in crops]
@@ -226,6 +225,23 @@ def test_without_a_class_token_tokens_stand_in_their_own_places(family, block, n
     with pruned(vlm, METHODS[name]()):
         out = vlm.model(**inputs.kwargs())
     torch.testing.assert_close(out.logits[0], vlm.model.lm_head(hidden[0]), **TIGHT)
+
+
+def test_without_a_class_token_methods_must_say_where_tokens_stand() -> None:
+    class Mean(TowerMethod):
+        """One token for the whole image."""
+
+        name = "mean"
+
+        def reduce(self, view, count):
+            return Reduced(view.token_VD.mean(0, keepdim=True))
+
+    vlm, [image] = built("qwen2_vl"), pictures(1)
+    with pytest.raises(NotSupportedError, match="Mean does not say where its tokens stand"), pruned(vlm, Mean(1)):
+        vlm.model(**vlm.inputs([image], QUESTIONS[:1]).kwargs())
+    with pruned(built("llava"), Mean(1)) as patch:
+        built("llava").model(**built("llava").inputs([image], QUESTIONS[:1]).kwargs())
+    assert patch.kept_B.tolist() == [1]
 
 
 @pytest.mark.parametrize("family", sorted({*FAMILIES} - {*TOWERS}))
