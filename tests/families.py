@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from cropl.models.anyres import Protocol
 from cropl.models.internvl import InternVLVLM
 from cropl.models.llava import LlavaVLM
 from cropl.models.llava_next import LlavaNextVLM
@@ -36,9 +37,20 @@ def llava(seed: int = 0, dtype: torch.dtype = torch.float64, attention: str = "s
     return LlavaVLM(tiny_llava(LAYERS, 2, dtype, seed, attention, text), tiny_processor())
 
 
-def llava_next(seed: int = 0, dtype: torch.dtype = torch.float64, attention: str = "sdpa", text: str = "llama") -> VLM:
-    """LLaVA-NeXT under `anyres`: 8 x 8 tokens of the whole view, one to three tiles of 8 x 8, newlines."""
-    return LlavaNextVLM(tiny_llava_next(LAYERS, 2, dtype, seed, attention, text), next_processor())
+def llava_next(
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    attention: str = "sdpa",
+    text: str = "llama",
+    layers: int = LAYERS,
+) -> LlavaNextVLM:
+    """LLaVA-NeXT under `anyres`: 8 x 8 tokens of the whole view, two to four tiles of 8 x 8, newlines."""
+    return LlavaNextVLM(tiny_llava_next(layers, 2, dtype, seed, attention, text), next_processor())
+
+
+def under(protocol: Protocol, vlm: LlavaNextVLM) -> LlavaNextVLM:
+    """The same LLaVA-NeXT under this protocol: `fixed` has 2 x 2 tiles of every picture, and no newlines."""
+    return LlavaNextVLM(vlm.model, vlm.processor, protocol=protocol)
 
 
 def internvl(seed: int = 0, dtype: torch.dtype = torch.float64, attention: str = "sdpa") -> VLM:

@@ -21,7 +21,8 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optim
 from cropl.grid import TokenGrid
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows
 from cropl.models.loading import load_image_processor, load_model, load_tokenizer
-from cropl.models.vlm import VLM, special_tokens
+from cropl.models.text import left_padded, special_tokens
+from cropl.models.vlm import VLM
 from cropl.prompt import clean_question
 from cropl.tiling import TileGrid, TokenMap
 
@@ -73,7 +74,8 @@ class InternVLVLM(VLM):
 
     Args:
         model: an `InternVLForConditionalGeneration`.
-        processor: an `InternProcessor`; not needed for pruning a model that one feeds oneself.
+        processor: an `InternProcessor`. It knows how many tiles an image has: without it, pruning a model that one
+            feeds oneself takes regions with `grids` alone, not with `image_sizes`, or `keep`.
 
     Raises:
         ValueError: the processor makes tiles of another size than the model's.
@@ -131,10 +133,7 @@ class InternVLVLM(VLM):
         processor: InternProcessor = self._needs_processor()
         grids = self.token_grids([image.size for image in images])
         prompts = [processor.prompt(question, grid.num_tokens) for question, grid in zip(questions, grids)]
-        text = processor.tokenizer(
-            prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
-        )
-        tensors: dict[str, Any] = {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        tensors: dict[str, Any] = left_padded(processor.tokenizer, prompts, self.adds_bos, self.device)
         if features is None:
             tensors["pixel_values"] = torch.cat(self._pixels(images))
         else:

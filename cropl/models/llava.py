@@ -13,21 +13,20 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
-from cropl.models.export import SYSTEM_KEY
+from cropl.models.clip_llava import ClipLlavaVLM
 from cropl.models.frozen import frozen_without_graph
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
-from cropl.models.loading import load_model, load_processor
+from cropl.models.text import left_padded, special_tokens
 from cropl.models.tower_view import Record, Watch, clip_layer, each_an_image, watch_class_token
-from cropl.models.vlm import VLM, special_tokens
 from cropl.prompt import Rendered, llava_prompt, vicuna
 
 
-class LlavaVLM(VLM):
+class LlavaVLM(ClipLlavaVLM):
     """LLaVA-1.5 with any of its language models.
 
     Args:
@@ -41,41 +40,12 @@ class LlavaVLM(VLM):
     """
 
     model_class: ClassVar[type[PreTrainedModel]] = LlavaForConditionalGeneration
-    prunable: ClassVar[bool] = True
-    adds_bos: ClassVar[bool] = True
-    class_token: ClassVar[bool] = True
 
     def __init__(self, model: Any, processor: Any = None, system: bool = False) -> None:
-        super().__init__(model, processor)
-        self.system = system
-        config = model.config
-        self.image_size = int(config.vision_config.image_size)
-        self.side = self.image_size // int(config.vision_config.patch_size)
-        if config.vision_feature_select_strategy != "default":
-            raise ValueError(
-                f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} is not supported: "
-                "only 'default' leaves one token per patch"
-            )
-        if processor is not None and processor.image_token_id != self.image_token_id:
-            raise ValueError(
-                f"the processor's image token id {processor.image_token_id} is not the model's {self.image_token_id}: "
-                "load both from the same checkpoint"
-            )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str,
-        dtype: torch.dtype | str | None = None,
-        device: torch.device | str | None = None,
-        system: bool | None = None,
-        **model_options: Any,
-    ) -> LlavaVLM:
-        """As `VLM.from_pretrained`; `system` as for the class, None as the checkpoint was trained."""
-        model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
-        if system is None:
-            system = bool(getattr(model.config, SYSTEM_KEY, False))
-        return cls(model, load_processor(name_or_path), system)
+        super().__init__(model, processor, system)
+        vision = model.config.vision_config
+        self.image_size = int(vision.image_size)
+        self.side = self.image_size // int(vision.patch_size)
 
     def token_grids(
         self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
@@ -93,8 +63,7 @@ class LlavaVLM(VLM):
         grids = self.token_grids([image.size for image in images])
         placeholders = processor.image_token * (self.side * self.side)
         prompts = [self._prompt(question).replace("<image>", placeholders, 1) for question in questions]
-        text = processor.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
-        tensors: dict[str, Any] = {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        tensors: dict[str, Any] = left_padded(processor.tokenizer, prompts, self.adds_bos, self.device)
         if features is None:
             tensors["pixel_values"] = self.pixel_values(images)
         else:
@@ -115,20 +84,6 @@ class LlavaVLM(VLM):
         return watch_class_token(layer, self.projector, each_an_image(record))
 
     @property
-    def tower(self) -> nn.Module:
-        tower: nn.Module = self.model.model.vision_tower
-        return tower
-
-    @property
-    def projector(self) -> nn.Module:
-        projector: nn.Module = self.model.model.multi_modal_projector
-        return projector
-
-    @property
-    def shard_units(self) -> list[nn.Module]:
-        return list(self.decoder.layers)
-
-    @property
     def prepare(self) -> PaddedSquare:
         return PaddedSquare(self._needs_processor().image_processor, self.image_size, self.side)
 
@@ -139,9 +94,6 @@ class LlavaVLM(VLM):
             placed = normalised(placed.flatten(2), self._needs_processor().image_processor).view(placed.shape)
         with frozen_without_graph(self.tower, self.projector):
             return list(self.model.model.get_image_features(placed.to(weight.dtype)).pooler_output)
-
-    def prompt_ids(self, question: str) -> list[int]:
-        return list(self.tokenizer(self._prompt(question))["input_ids"])
 
     def render(self, turns: Sequence[tuple[str, str]], image: bool, clean: bool = True) -> Rendered:
         special, end = special_tokens(self.tokenizer), self.tokenizer.eos_token

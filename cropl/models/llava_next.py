@@ -10,7 +10,7 @@ it is given its visual tokens ready-made.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import torch
 from PIL import Image
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import LlavaNextForConditionalGeneration, PreTrainedModel
 
 from cropl.models.anyres import Crops, Pinpoints, Protocol, token_map
-from cropl.models.export import SYSTEM_KEY
+from cropl.models.clip_llava import ClipLlavaVLM
 from cropl.models.frozen import frozen_without_graph
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
-from cropl.models.loading import load_model, load_processor
+from cropl.models.text import left_padded, special_tokens
 from cropl.models.tower_view import (
     Record,
     TowerImage,
@@ -31,14 +31,16 @@ from cropl.models.tower_view import (
     watch_class_token,
     watch_packed,
 )
-from cropl.models.vlm import VLM, special_tokens
 from cropl.prompt import Rendered, clean_question, llava_prompt, vicuna
 from cropl.tiling import TokenMap
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # B images, P crops of an image (the whole view first), V visual tokens, D width of the decoder
 
 
-class LlavaNextVLM(VLM):
+class LlavaNextVLM(ClipLlavaVLM):
     """LLaVA-NeXT (LLaVA-1.6) with any of its language models.
 
     Args:
@@ -52,22 +54,13 @@ class LlavaNextVLM(VLM):
     """
 
     model_class: ClassVar[type[PreTrainedModel]] = LlavaNextForConditionalGeneration
-    prunable: ClassVar[bool] = True
-    adds_bos: ClassVar[bool] = True
-    class_token: ClassVar[bool] = True
 
     def __init__(self, model: Any, processor: Any = None, system: bool = False, protocol: Protocol = "anyres") -> None:
-        super().__init__(model, processor)
+        super().__init__(model, processor, system)
         if protocol not in get_args(Protocol):
             raise ValueError(f"protocol {protocol!r}: must be one of {', '.join(get_args(Protocol))}")
-        self.system = system
         self.protocol: Protocol = protocol
         config = model.config
-        if config.vision_feature_select_strategy != "default":
-            raise ValueError(
-                f"vision_feature_select_strategy={config.vision_feature_select_strategy!r} is not supported: "
-                "only 'default' leaves one token per patch"
-            )
         self.tile = int(config.vision_config.image_size)
         self.patch = int(config.vision_config.patch_size)
         self.side = self.tile // self.patch
@@ -84,12 +77,10 @@ class LlavaNextVLM(VLM):
         system: bool | None = None,
         protocol: Protocol = "anyres",
         **model_options: Any,
-    ) -> LlavaNextVLM:
+    ) -> Self:
         """As `VLM.from_pretrained`; `system` and `protocol` as for the class, None as the checkpoint was trained."""
-        model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
-        if system is None:
-            system = bool(getattr(model.config, SYSTEM_KEY, False))
-        return cls(model, load_processor(name_or_path), system, protocol)
+        loaded = super().from_pretrained(name_or_path, dtype, device, system, **model_options)
+        return cls(loaded.model, loaded.processor, loaded.system, protocol)
 
     def token_grids(
         self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
@@ -126,8 +117,7 @@ class LlavaNextVLM(VLM):
         prompts = [
             self._prompt(question).replace(mark, mark * grid.num_tokens, 1) for question, grid in zip(questions, grids)
         ]
-        text = processor.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
-        tensors: dict[str, Any] = {key: text[key].to(self.device) for key in ("input_ids", "attention_mask")}
+        tensors: dict[str, Any] = left_padded(processor.tokenizer, prompts, self.adds_bos, self.device)
         tensors["image_sizes"] = torch.tensor([(h, w) for w, h in (image.size for image in images)], device=self.device)
         if features is None and self.protocol == "anyres":
             crops = self.prepare.pixels(images)
@@ -156,20 +146,6 @@ class LlavaNextVLM(VLM):
                 record(TowerImage(mine, _in_rows(torch.stack([view.token_VD for view in mine]), self.side)))
 
         return watch_class_token(layer, self.projector, seen)
-
-    @property
-    def tower(self) -> nn.Module:
-        tower: nn.Module = self.model.model.vision_tower
-        return tower
-
-    @property
-    def projector(self) -> nn.Module:
-        projector: nn.Module = self.model.model.multi_modal_projector
-        return projector
-
-    @property
-    def shard_units(self) -> list[nn.Module]:
-        return list(self.decoder.layers)
 
     @property
     def prepare(self) -> Crops:
@@ -204,9 +180,6 @@ class LlavaNextVLM(VLM):
         )
         return list(packed)
 
-    def prompt_ids(self, question: str) -> list[int]:
-        return list(self.tokenizer(self._prompt(question))["input_ids"])
-
     def render(self, turns: Sequence[tuple[str, str]], image: bool, clean: bool = True) -> Rendered:
         if self._prompt("?") != llava_prompt("?", self.system):
             raise NotImplementedError("only LLaVA-NeXT with a vicuna template can be trained, and this one has another")
@@ -225,11 +198,6 @@ class LlavaNextVLM(VLM):
         return text.removeprefix(self.tokenizer.bos_token or "")  # the tokenizer adds its own
 
     def _check_processor(self, processor: Any) -> None:
-        if processor.image_token_id != self.image_token_id:
-            raise ValueError(
-                f"the processor's image token id {processor.image_token_id} is not the model's {self.image_token_id}: "
-                "load both from the same checkpoint"
-            )
         theirs = tuple((int(h), int(w)) for h, w in processor.image_processor.image_grid_pinpoints)
         if theirs != self.pinpoints:
             raise ValueError(

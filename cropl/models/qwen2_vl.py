@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from cropl.data.collate import Prepared
 from cropl.grid import TokenGrid
@@ -23,6 +24,7 @@ from cropl.models.frozen import frozen_without_graph
 from cropl.models.inputs import VLMInputs, as_encoder_output, check_rows, normalised
 from cropl.models.loading import load_config, load_image_processor, load_model, load_tokenizer
 from cropl.models.qwen_processor import DEFAULT_MAX_PIXELS, QwenProcessor
+from cropl.models.text import left_padded
 from cropl.models.tower_view import Record, Watch, watch_merged
 from cropl.models.vlm import VLM
 from cropl.prompt import Rendered
@@ -106,6 +108,9 @@ class Qwen2VLVLM(VLM):
             )
         return [TokenGrid.stretched(rows, cols, *size) for (rows, cols), size in zip(shapes, image_sizes)]
 
+    def token_maps(self, image_sizes: Sequence[tuple[int, int]]) -> list[TokenGrid]:
+        return [self.prepare.token_grid(*size) for size in image_sizes]
+
     def _shapes(self, tensors: Mapping[str, Any]) -> list[tuple[int, int]]:
         if "image_grid_thw" not in tensors:
             raise ValueError("Qwen2-VL's token grid follows the image: give the forward's image_grid_thw")
@@ -148,15 +153,9 @@ class Qwen2VLVLM(VLM):
             processor.prompt(question).replace(placeholder, placeholder * grid.num_tokens, 1)
             for question, grid in zip(questions, grids)
         ]
-        text = processor.tokenizer(
-            prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
-        )
-        tensors: dict[str, Any] = {
-            "input_ids": text["input_ids"].to(self.device),
-            "attention_mask": text["attention_mask"].to(self.device),
-            "mm_token_type_ids": self.visual_mask(text["input_ids"]).int().to(self.device),
-            "image_grid_thw": pixels["image_grid_thw"].to(self.device),
-        }
+        tensors: dict[str, Any] = left_padded(processor.tokenizer, prompts, self.adds_bos, self.device)
+        tensors["mm_token_type_ids"] = self.visual_mask(tensors["input_ids"]).int()
+        tensors["image_grid_thw"] = pixels["image_grid_thw"].to(self.device)
         if features is None:
             tensors["pixel_values"] = pixels["pixel_values"].to(self.device, self.model.dtype)
         else:
@@ -240,6 +239,16 @@ class MergedPatches:
         # A still picture fills every frame of a temporal patch: one of them is enough on the way.
         frames = made["pixel_values"].unflatten(1, (3, self.image_processor.temporal_patch_size, -1))
         return Prepared(frames[:, :, 0].flatten(1).to(torch.uint8), (rows, columns), grid)
+
+    def token_grid(self, width: int, height: int) -> TokenGrid:
+        """The tokens of an image of this size, by the image processor's rule for resizing.
+
+        Raises:
+            ValueError: one side is more than 200 times the other.
+        """
+        side = int(self.image_processor.patch_size) * self.merge
+        resized = smart_resize(height, width, side, self.size["shortest_edge"], self.size["longest_edge"])
+        return TokenGrid.stretched(resized[0] // side, resized[1] // side, width, height)
 
     def pixels(self, images: Sequence[Image.Image], **options: bool) -> dict[str, Tensor]:
         """`pixel_values` of all patches of all images in a row, and `image_grid_thw` (images, 3) in patches.

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cropl.models.vlm import special_tokens
+from cropl.models.text import special_tokens
 from cropl.prompt import Rendered, Span, clean_question, clean_text
 
 DEFAULT_MAX_PIXELS = 448 * 448

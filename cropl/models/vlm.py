@@ -102,6 +102,13 @@ class VLM(ABC):
         `tensors` are the keyword arguments of the forward in question, for families whose grid depends on them.
         """
 
+    def token_maps(self, image_sizes: Sequence[tuple[int, int]]) -> Sequence[Tokens]:
+        """The grids that `inputs` tells of displayed images of these `(width, height)`; the tower is not run.
+
+        A family whose `token_grids` need a forward's tensors says here how it resizes.
+        """
+        return self.token_grids(image_sizes)
+
     @abstractmethod
     def inputs(
         self,
@@ -255,11 +262,6 @@ class VLM(ABC):
         prompt_length = inputs.tensors["input_ids"].shape[1]
         texts = self.processor.batch_decode(ids_BS[:, prompt_length:], skip_special_tokens=True)
         return [text.strip() for text in texts]
-
-
-def special_tokens(tokenizer: Any) -> list[str]:
-    """Every string that a tokenizer reads as a control token, also those that `all_special_tokens` leaves out."""
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 
 
 def family(model_type: str) -> type[VLM]:

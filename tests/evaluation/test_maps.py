@@ -12,15 +12,14 @@ from PIL import Image
 from cropl.commands.models import open_vlm
 from cropl.errors import UsageError
 from cropl.evaluation.overlay import Cells, draw_overlay, svg_overlay
-from cropl.evaluation.run import run_study, save
+from cropl.evaluation.run import _grids, run_study, save
 from cropl.evaluation.study import Study
 from cropl.grid import Region
 from cropl.metrics import cost
 from cropl.models.anyres import token_map
-from cropl.models.llava_next import LlavaNextVLM
 from cropl.testbed.samples import samples as scenes
 from cropl.tiling import covered, finest, from_record
-from tests.families import internvl, llava_next
+from tests.families import internvl, llava_next, under
 
 ARMS = [
     {"method": "ilp", "region_source": "gt", "layer": 1, "budget": [0.25, None]},
@@ -41,8 +40,7 @@ def test_a_study(family, tmp_path) -> None:
     if family == "internvl":
         vlm = internvl(dtype=torch.float32)
     else:
-        plain = llava_next(dtype=torch.float32)
-        vlm = LlavaNextVLM(plain.model, plain.processor, protocol=family)
+        vlm = under(family, llava_next(dtype=torch.float32))
     samples = scenes("test", 3)
     outcome = run_study(study(), samples, vlm)
     rows = {row["arm"]: row for row in outcome.results["rows"]}
@@ -61,6 +59,13 @@ def test_a_study(family, tmp_path) -> None:
     assert page.count("<svg") > 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [from_record(line["grid"]) for line in lines] == grids
+
+
+def test_where_tokens_lie_is_known_without_a_forward(monkeypatch) -> None:
+    vlm, samples = under("fixed", llava_next(dtype=torch.float32)), scenes("test", 3)
+    expected = [vlm.token_map(sample.width, sample.height) for sample in samples]
+    monkeypatch.setattr(torch.nn.Module, "__call__", None)  # any module that is called raises
+    assert _grids(vlm, [*samples, samples[0]]) == [*expected, expected[0]]
 
 
 def test_the_finest_grid_is_drawn_where_it_lies() -> None:

@@ -18,7 +18,7 @@ from cropl.grid import Region
 from cropl.models.anyres import token_map
 from cropl.models.llava_next import LlavaNextVLM
 from cropl.tiling import TileGrid, TokenMap, covered
-from tests.reference.tiny_next import PATCH, PINPOINTS, TILE, next_images, next_processor, tiny_llava_next
+from tests.reference.tiny_next import PATCH, PINPOINTS, TILE, next_images, next_processor
 from tests.test_grid import regions
 from tests.test_tiling import along
 
@@ -26,16 +26,6 @@ REAL = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 TINY = tuple((height, width) for height, width in PINPOINTS)
 SIDE = TILE // PATCH
 BOX = Image.Resampling.BOX
-
-
-@pytest.fixture(scope="module")
-def vlm() -> LlavaNextVLM:
-    return LlavaNextVLM(tiny_llava_next(3, 2), next_processor())
-
-
-@pytest.fixture(scope="module")
-def fixed(vlm) -> LlavaNextVLM:
-    return LlavaNextVLM(vlm.model, vlm.processor, protocol="fixed")
 
 
 def published(width: int, height: int, region: Region, pinpoints=REAL, tile: int = 336, patch: int = 14) -> list[bool]:
@@ -99,9 +89,9 @@ def test_known_sizes(size, total, crops) -> None:
     assert token_map(*size, ((672, 672),), 336, 14, unpad=False).num_tokens == 2880
 
 
-def test_the_most_tokens(vlm, fixed) -> None:
+def test_the_most_tokens(anyres, fixed) -> None:
     sizes = [(width, height) for width in range(8, 200, 12) for height in range(8, 200, 12)]
-    assert max(vlm.token_map(*size).num_tokens for size in sizes) == vlm.most_tokens == 64 + 16 * 17
+    assert max(anyres.token_map(*size).num_tokens for size in sizes) == anyres.most_tokens == 64 + 16 * 17
     assert fixed.most_tokens == 5 * 64
 
 
@@ -151,9 +141,9 @@ def places(tokens: TokenMap) -> np.ndarray:
 @pytest.mark.parametrize("protocol", ["anyres", "fixed"])
 @settings(max_examples=40, deadline=None)
 @given(pinpoint=st.sampled_from(TINY), part=st.integers(1, 12), scale=st.sampled_from([1, 2, 3]), region=regions())
-def test_the_map_is_what_the_processor_renders(vlm, fixed, protocol, pinpoint, part, scale, region) -> None:
+def test_the_map_is_what_the_processor_renders(anyres, fixed, protocol, pinpoint, part, scale, region) -> None:
     # Of these sizes, every edge of a block is a whole pixel, in the image and in what it is resized to.
-    one = vlm if protocol == "anyres" else fixed
+    one = anyres if protocol == "anyres" else fixed
     high, wide = pinpoint
     width, height = (
         (wide * scale, min(8 * part, high) * scale) if high <= wide else (min(8 * part, wide) * scale, high * scale)
@@ -190,10 +180,10 @@ def covers(grid: TileGrid) -> bool:
 @pytest.mark.parametrize("protocol", ["anyres", "fixed"])
 @settings(max_examples=30, deadline=None)
 @given(width=st.integers(8, 260), height=st.integers(8, 260), region=regions())
-def test_the_map_of_any_size(vlm, fixed, protocol, width, height, region) -> None:
+def test_the_map_of_any_size(anyres, fixed, protocol, width, height, region) -> None:
     # Edges fall between pixels: what is drawn inside the region shows in its tokens alone, and what is drawn around it
     # in all of them but those at its border.
-    one = vlm if protocol == "anyres" else fixed
+    one = anyres if protocol == "anyres" else fixed
     tokens, (x0, y0, x1, y1) = one.token_map(width, height), region.edges()
     inner = (-(-x0 * width // 8), -(-y0 * height // 8), x1 * width // 8, y1 * height // 8)
     outer = (x0 * width // 8, y0 * height // 8, -(-x1 * width // 8), -(-y1 * height // 8))

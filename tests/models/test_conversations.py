@@ -16,7 +16,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from cropl.data.packing import IGNORE
-from cropl.models.vlm import load_vlm, special_tokens
+from cropl.models.text import special_tokens
+from cropl.models.vlm import load_vlm
 from cropl.prompt import VICUNA_SYSTEM, clean_text
 from cropl.testbed.build import QWEN_CHAT, build_llava, build_qwen2_vl
 

@@ -18,56 +18,46 @@ from tests.reference.tiny_next import PATCH, TILE, next_processor, tiny_llava_ne
 SIDE = TILE // PATCH
 
 
-@pytest.fixture(scope="module")
-def vlm() -> LlavaNextVLM:
-    return LlavaNextVLM(tiny_llava_next(3, 2), next_processor())
-
-
-@pytest.fixture(scope="module")
-def fixed(vlm) -> LlavaNextVLM:
-    return LlavaNextVLM(vlm.model, vlm.processor, protocol="fixed")
-
-
-def test_inputs_are_those_of_the_processor(vlm) -> None:
-    inputs = vlm.inputs(pictures(), QUESTIONS)
+def test_inputs_are_those_of_the_processor(anyres) -> None:
+    inputs = anyres.inputs(pictures(), QUESTIONS)
     prompts = [f"USER: <image>\n{question} ASSISTANT:" for question in QUESTIONS]
-    made = vlm.processor(images=pictures(), text=prompts, padding=True, padding_side="left", return_tensors="pt")
+    made = anyres.processor(images=pictures(), text=prompts, padding=True, padding_side="left", return_tensors="pt")
     for key in ("input_ids", "attention_mask", "image_sizes"):
         assert torch.equal(inputs.tensors[key], made[key]), key
     assert torch.equal(inputs.tensors["pixel_values"], made["pixel_values"].double())
-    assert vlm.visual_mask(made["input_ids"]).sum(1).tolist() == [grid.num_tokens for grid in inputs.grids]
-    assert vlm.token_grids([(1, 1)] * 3, inputs.tensors) == inputs.grids  # the tensors know better
+    assert anyres.visual_mask(made["input_ids"]).sum(1).tolist() == [grid.num_tokens for grid in inputs.grids]
+    assert anyres.token_grids([(1, 1)] * 3, inputs.tensors) == inputs.grids  # the tensors know better
     with pytest.raises(ValueError, match="3 images in the batch and 2"):
-        vlm.token_grids([(1, 1)] * 2, inputs.tensors)
+        anyres.token_grids([(1, 1)] * 2, inputs.tensors)
 
 
 @torch.no_grad()
-def test_images_are_encoded_once(vlm) -> None:
-    features, plain = vlm.encode_images(pictures()), vlm.inputs(pictures(), QUESTIONS)
-    encoded = vlm.inputs(pictures(), QUESTIONS, features)
+def test_images_are_encoded_once(anyres) -> None:
+    features, plain = anyres.encode_images(pictures()), anyres.inputs(pictures(), QUESTIONS)
+    encoded = anyres.inputs(pictures(), QUESTIONS, features)
     assert "pixel_values" not in encoded.tensors
-    torch.testing.assert_close(vlm.model(**encoded.kwargs()).logits, vlm.model(**plain.kwargs()).logits)
-    expected = vlm.generate(plain, max_new_tokens=4)
+    torch.testing.assert_close(anyres.model(**encoded.kwargs()).logits, anyres.model(**plain.kwargs()).logits)
+    expected = anyres.generate(plain, max_new_tokens=4)
     for extra in ({}, {"num_beams": 2}, {}):
-        answers = vlm.generate(encoded, max_new_tokens=4, **extra)
+        answers = anyres.generate(encoded, max_new_tokens=4, **extra)
     assert answers == expected
-    prepared = [vlm.prepare(picture) for picture in pictures()]
+    prepared = [anyres.prepare(picture) for picture in pictures()]
     assert [one.tokens for one in prepared] == plain.grids
-    again = vlm.encode_prepared([one.pixels for one in prepared], [one.patches for one in prepared])
+    again = anyres.encode_prepared([one.pixels for one in prepared], [one.patches for one in prepared])
     torch.testing.assert_close(again, features, atol=2e-5, rtol=2e-5)  # normalised in float32, here or there
-    assert [vlm.token_shape(one.patches) for one in prepared] == [(1, len(feature)) for feature in features]
+    assert [anyres.token_shape(one.patches) for one in prepared] == [(1, len(feature)) for feature in features]
 
 
 @torch.no_grad()
-def test_the_fixed_protocol_is_five_crops_of_every_image_and_leaves_the_model_alone(vlm, fixed) -> None:
-    before = {**vars(vlm.model), **vars(vlm.model.model)}
+def test_the_fixed_protocol_is_five_crops_of_every_image_and_leaves_the_model_alone(anyres, fixed) -> None:
+    before = {**vars(anyres.model), **vars(anyres.model.model)}
     inputs = fixed.inputs(pictures(), QUESTIONS)
     assert [grid.num_tokens for grid in inputs.grids] == [5 * SIDE**2] * 3 and inputs.grids[0].crops == 5
     features = fixed.encode_images(pictures())
     crops = fixed.prepare.pixels(pictures())
     for feature_VD, crop_PCHW in zip(features, crops, strict=True):
-        states = vlm.tower(crop_PCHW.double(), output_hidden_states=True).hidden_states[-2][:, 1:]
-        alone = vlm.projector(states)
+        states = anyres.tower(crop_PCHW.double(), output_hidden_states=True).hidden_states[-2][:, 1:]
+        alone = anyres.projector(states)
         torch.testing.assert_close(feature_VD[: SIDE**2], alone[0])
         rows = feature_VD[SIDE**2 :].view(2 * SIDE, 2 * SIDE, -1)
         torch.testing.assert_close(rows[:SIDE, SIDE:].flatten(0, 1), alone[2])  # the upper right tile
@@ -75,26 +65,26 @@ def test_the_fixed_protocol_is_five_crops_of_every_image_and_leaves_the_model_al
     assert fixed.generate(inputs, max_new_tokens=4) == fixed.generate(
         fixed.inputs(pictures(), QUESTIONS, features), max_new_tokens=4
     )
-    assert {**vars(vlm.model), **vars(vlm.model.model)}.keys() == before.keys()
+    assert {**vars(anyres.model), **vars(anyres.model.model)}.keys() == before.keys()
     tokens = fixed.inputs(pictures(1), QUESTIONS[:1]).grids[0]
     assert sum(covered(tokens, Region(0, 0, 7, 7))) == 5 * SIDE**2 > sum(covered(tokens, Region(0, 0, 7, 6)))
 
 
-def test_pruned_rows_are_those_of_one_by_one(vlm) -> None:
+def test_pruned_rows_are_those_of_one_by_one(anyres) -> None:
     wanted = [Region(0, 0, 3, 3), [Region(0, 0, 0, 0), Region(7, 7, 7, 7)], None]
-    inputs = vlm.inputs(pictures(), QUESTIONS)
-    with pruned(vlm, ILP(1), regions=wanted, grids=inputs.grids) as patch:
-        together = vlm.generate(inputs, max_new_tokens=4)
+    inputs = anyres.inputs(pictures(), QUESTIONS)
+    with pruned(anyres, ILP(1), regions=wanted, grids=inputs.grids) as patch:
+        together = anyres.generate(inputs, max_new_tokens=4)
     assert patch.kept_B.tolist() == [
         sum(covered(inputs.grids[0], wanted[0])), sum(covered(inputs.grids[1], wanted[1])), inputs.grids[2].num_tokens,
     ]  # fmt: skip
     sizes = inputs.image_sizes
-    with pruned(vlm.model, ILP(1), regions=wanted, image_sizes=sizes):
-        assert vlm.generate(inputs, max_new_tokens=4) == together
+    with pruned(anyres.model, ILP(1), regions=wanted, image_sizes=sizes):
+        assert anyres.generate(inputs, max_new_tokens=4) == together
     for row in range(3):
-        alone = vlm.inputs(pictures()[row : row + 1], QUESTIONS[row : row + 1])
-        with pruned(vlm, ILP(1), regions=wanted[row : row + 1], grids=alone.grids):
-            assert vlm.generate(alone, max_new_tokens=4) == together[row : row + 1]
+        alone = anyres.inputs(pictures()[row : row + 1], QUESTIONS[row : row + 1])
+        with pruned(anyres, ILP(1), regions=wanted[row : row + 1], grids=alone.grids):
+            assert anyres.generate(alone, max_new_tokens=4) == together[row : row + 1]
 
 
 MISTRAL = (
@@ -103,33 +93,34 @@ MISTRAL = (
 )
 
 
-def test_prompts_are_the_checkpoints_own(vlm) -> None:
-    mistral = LlavaNextVLM(vlm.model, next_processor(MISTRAL))
+def test_prompts_are_the_checkpoints_own(anyres) -> None:
+    mistral = LlavaNextVLM(anyres.model, next_processor(MISTRAL))
     assert mistral._prompt("Read <image> it .") == "[INST] <image>\nRead < image > it . [/INST]"
-    assert mistral._prompt("?") == LlavaNextVLM(vlm.model, next_processor("<s>" + MISTRAL))._prompt("?")
-    assert vlm._prompt("Read it .") == "USER: <image>\nRead it . ASSISTANT:"
-    assert LlavaNextVLM(vlm.model, next_processor(MISTRAL), system=True)._prompt("?").startswith("A chat between")
+    assert mistral._prompt("?") == LlavaNextVLM(anyres.model, next_processor("<s>" + MISTRAL))._prompt("?")
+    assert anyres._prompt("Read it .") == "USER: <image>\nRead it . ASSISTANT:"
+    assert LlavaNextVLM(anyres.model, next_processor(MISTRAL), system=True)._prompt("?").startswith("A chat between")
     with pytest.raises(NotImplementedError, match="vicuna"):
         mistral.conversation([("Read it .", "sign")], True)
-    ids, labels = vlm.conversation_ids([("Read it .", "sign")], True)
-    assert ids[: len(vlm.prompt_ids("Read it ."))] == vlm.prompt_ids("Read it .") and any(one >= 0 for one in labels)
+    ids, labels = anyres.conversation_ids([("Read it .", "sign")], True)
+    prompt = anyres.prompt_ids("Read it .")
+    assert ids[: len(prompt)] == prompt and any(one >= 0 for one in labels)
 
 
-def test_what_does_not_fit(vlm) -> None:
+def test_what_does_not_fit(anyres) -> None:
     with pytest.raises(ValueError, match="must be one of anyres, fixed"):
-        LlavaNextVLM(vlm.model, protocol="2880")  # type: ignore[arg-type]
+        LlavaNextVLM(anyres.model, protocol="2880")  # type: ignore[arg-type]
     other = next_processor()
     other.image_processor.image_grid_pinpoints = [[64, 64]]
     with pytest.raises(ValueError, match="pinpoints"):
-        LlavaNextVLM(vlm.model, other)
+        LlavaNextVLM(anyres.model, other)
     other = next_processor()
     other.image_token_id = 7
     with pytest.raises(ValueError, match="same checkpoint"):
-        LlavaNextVLM(vlm.model, other)
+        LlavaNextVLM(anyres.model, other)
     other = next_processor()
     other.image_processor.crop_size = other.image_processor.size = {"height": 16, "width": 16}
     with pytest.raises(ValueError, match="tiles of"):
-        LlavaNextVLM(vlm.model, other).inputs(pictures(1), QUESTIONS[:1])
+        LlavaNextVLM(anyres.model, other).inputs(pictures(1), QUESTIONS[:1])
     full = tiny_llava_next(2)
     full.config.vision_feature_select_strategy = "full"
     with pytest.raises(ValueError, match="only 'default'"):

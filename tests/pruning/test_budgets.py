@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextConfig
 
 from cropl.budget import InfeasibleBudget
 from cropl.grid import TokenGrid
 from cropl.metrics.cost import attention_flops, decoder_flops
+from cropl.models.tower_view import TowerImage
 from cropl.pruning import DivPrune, FastV, PyramidDrop, SparseVLM, VisionZip, VisPruner, pruned
 from cropl.pruning.select import average, scaled_layers
+from cropl.tiling import TokenMap
+from tests.families import llava_next, pictures, under
 from tests.reference.tiny import pixels, prompt, tiny_llava
 
 
@@ -97,6 +101,47 @@ def test_looking_into_the_tower_costs_what_it_computes(method) -> None:
     lengths = [len(ids) - 64 + method.count(grid)] * 3
     layers = decoder_flops(config, lengths) + attention_flops(config, lengths)
     assert counter.get_total_flops() - seeing.get_total_flops() - layers == method.flops(grid, model.config)
+
+
+def test_five_crops_cost_five_times_one() -> None:
+    """By hand: LLaVA-NeXT-7B, 2880 = 5 x 576 tokens, of which each crop keeps 128."""
+    config = LlavaNextConfig(
+        vision_config=CLIPVisionConfig(hidden_size=1024, num_attention_heads=16, image_size=336, patch_size=14),
+        text_config=LlamaConfig(hidden_size=4096),
+    )
+    view = TokenGrid.stretched(24, 24, 672, 672)
+    grid = TokenMap((view, TokenGrid.stretched(48, 48, 672, 672)), 672, 672, crops=5)
+    assert grid.num_tokens == 2880
+    looking = 2 * 577 * 1024  # one class token's query
+    thinning = 2 * (576 - 64) ** 2 * 1024  # all pairs of those that attention did not choose
+    assert VisPruner(640).flops(grid, config) == 5 * (looking + thinning)
+    assert VisPruner(640, important=1).flops(grid, config) == 5 * looking
+    others = 576 - 107 - 20  # beside 107 dominant patches and 20 targets; the class token is the 128th
+    merging = 2 * others * 20 * (1024 // 16 + 1024)
+    projecting = 2 * (20 + 1) * (1024 * 4096 + 4096 * 4096)
+    assert VisionZip(640).flops(grid, config) == 5 * (looking + merging + projecting)
+    assert VisPruner(128).flops(view, config) == looking + thinning
+    rest = 2 * 2 * (576 - 65) ** 2 * 1024 + 3 * thinning  # 65 of 130 in two crops, 64 of 129 in three
+    assert VisPruner(647).flops(grid, config) == 5 * looking + rest
+
+
+@pytest.mark.parametrize("protocol", ["anyres", "fixed"])
+@pytest.mark.parametrize("method", [VisionZip(43), VisPruner(43), VisPruner(0.3)], ids=lambda method: method.name)
+@torch.no_grad()
+def test_crops_cost_what_they_compute(method, protocol) -> None:
+    vlm = under(protocol, llava_next(dtype=torch.float32, attention="eager"))
+    [image] = pictures(1)
+    with FlopCounterMode(display=False) as seeing:
+        vlm.encode_images([image])
+    images: list[TowerImage] = []
+    watch = vlm.watch_tower(images.append)
+    with FlopCounterMode(display=False) as looking:
+        vlm.encode_images([image])
+    watch.remove()
+    with FlopCounterMode(display=False) as reducing:
+        method.reduce_image(images[0])
+    done = looking.get_total_flops() - seeing.get_total_flops() + reducing.get_total_flops()
+    assert done == method.flops(vlm.token_maps([image.size])[0], vlm.model.config)
 
 
 @torch.no_grad()
