@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, cycle, islice
@@ -18,7 +17,8 @@ from typing import Any
 
 import torch
 
-from cropl.errors import RunError
+from cropl.bench.pipeline_beside import Beside, check, sent
+from cropl.errors import RunError, UsageError
 from cropl.evaluation.pipeline import Pipeline
 from cropl.evaluation.pipeline_answer import Answerer
 from cropl.evaluation.pipeline_items import Asked, Failed, Located
@@ -59,7 +59,7 @@ def measure(
         vlm: the model that answers, in this process.
         load: the localizer, for the other.
         batch: questions of a batch.
-        batches: that are timed of each phase in a round.
+        batches: that are timed of each phase in a round, at least 2.
         rounds: how often all phases are measured, taking turns.
         ahead: see `pipeline`.
         budget: tokens that each image keeps, see `pipeline`.
@@ -73,7 +73,9 @@ def measure(
 
     Raises:
         RunError: a question was not located or not answered.
+        UsageError: fewer batches than a rate can be measured of.
     """
+    check_batches(batches)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     asked = questions(batch * batches)
@@ -88,8 +90,8 @@ def measure(
     cpu: dict[str, list[float]] = {PHASES[1]: [], PHASES[3]: []}
     try:
         numbers = count()
-        located = [alone.take(number, batch) for number in _sent(alone, dealt, numbers)]
-        _check(located)
+        located = [alone.take(number, batch) for number in sent(alone, dealt, numbers)]
+        check(located)
         _answered(answerer, dealt[:2], located)
         for _ in range(rounds):
             load_average.append(os.getloadavg()[0])
@@ -99,7 +101,7 @@ def measure(
             rates[PHASES[1]].append(batch / _answered(answerer, dealt, located))
             cpu[PHASES[1]].append((time.process_time() - used) / len(asked))
             advance(PHASES[1])
-            beside = _Beside(alone, dealt, numbers)
+            beside = Beside(alone, dealt, numbers)
             seconds = _answered(answerer, dealt, located)
             per_batch = beside.stop()
             rates[PHASES[2]].append(batch / max(seconds, per_batch))
@@ -131,6 +133,12 @@ def measure(
         **ratios(rates, machine),
         "of_slower_by_cpu": _by_cpu(rates, cpu, waiting),
     }
+
+
+def check_batches(batches: int) -> None:
+    """Raise `UsageError` unless a rate can be measured of so many batches."""
+    if batches < 2:
+        raise UsageError(f"bench pipeline: batches={batches}: give at least 2, a rate is from one batch to another")
 
 
 def ratios(rates: dict[str, list[float]], machine: Sequence[float]) -> dict[str, Any]:
@@ -172,22 +180,11 @@ def _endless(asked: Sequence[Asked]) -> Iterator[tuple[Any, str]]:
     return ((one.image, one.question) for one in cycle(asked))
 
 
-def _sent(stage: Stage, dealt: Sequence[list[Asked]], numbers: Iterator[int]) -> Iterator[int]:
-    """Send one batch more than is taken, so that the stage never waits for work; yields the numbers to take."""
-    waiting: list[int] = []
-    for batch in dealt:
-        waiting.append(next(numbers))
-        stage.send(waiting[-1], batch)
-        if len(waiting) > 1:
-            yield waiting.pop(0)
-    yield from waiting
-
-
 def _localized(stage: Stage, dealt: Sequence[list[Asked]], numbers: Iterator[int]) -> float:
     """Seconds of a batch, from the first one's regions to the last one's."""
     began = 0.0
-    for number in _sent(stage, dealt, numbers):
-        _check([stage.take(number, len(dealt[0]))])
+    for number in sent(stage, dealt, numbers):
+        check([stage.take(number, len(dealt[0]))])
         began = began or time.perf_counter()
     return (time.perf_counter() - began) / (len(dealt) - 1)
 
@@ -212,37 +209,3 @@ def _streamed(coupled: Pipeline, batch: int, batches: int, ahead: int) -> tuple[
             began, used, waited = time.perf_counter(), time.process_time(), coupled.waited
     ends = time.perf_counter() - began, time.process_time() - used, coupled.waited - waited
     return ends[0] / batches, ends[1] / batches, ends[2] / batches
-
-
-def _check(located: Sequence[list[Located]]) -> None:
-    problem = next((one.problem for batch in located for one in batch if one.problem is not None), None)
-    if problem is not None:
-        raise RunError(f"bench pipeline: a question was not located: {problem}")
-
-
-class _Beside:
-    """A localizer that is kept busy by a thread, over and over, until it is stopped."""
-
-    def __init__(self, stage: Stage, dealt: Sequence[list[Asked]], numbers: Iterator[int]) -> None:
-        self._stage, self._dealt, self._numbers = stage, dealt, numbers
-        self._stopped, self._ends = False, [0.0]
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._ends = [time.perf_counter()]
-        self._thread.start()
-
-    def stop(self) -> float:
-        """Seconds of a batch."""
-        self._stopped = True
-        self._thread.join()
-        return (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
-
-    def _run(self) -> None:
-        for number in _sent(self._stage, self._until_stopped(), self._numbers):  # type: ignore[arg-type]
-            self._stage.take(number, 1)
-            self._ends.append(time.perf_counter())
-
-    def _until_stopped(self) -> Iterator[list[Asked]]:
-        for batch in cycle(self._dealt):
-            if self._stopped:
-                return
-            yield batch

@@ -6,42 +6,26 @@ Which tokens stay follows from random weights and means nothing; how many, and w
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cropl.bench.prune_methods import METHODS, Method
 from cropl.bench.prune_shapes import Shape
 from cropl.budget import InfeasibleBudget
 from cropl.errors import UsageError, nearest
 from cropl.grid import GRID, Region, TokenGrid
 from cropl.models.inputs import VLMInputs, as_encoder_output
 from cropl.models.vlm import VLM
-from cropl.pruning import (
-    ILP,
-    Dense,
-    DivPrune,
-    FastV,
-    InnerLLM,
-    PyramidDrop,
-    RandomTokens,
-    SparseVLM,
-    UniformTokens,
-    keep_mask,
-)
+from cropl.pruning import ILP, InnerLLM, PreLLM, TowerMethod, keep_mask
 
 REGIONS = "regions"
 """The budget "as the regions come": another count in every row."""
 
 Budget = int | float | str
-
-PUBLISHED_LAYERS = 32
-"""Layers of the models that the methods' layers were published for; they scale with a model's depth."""
-
-SPARSEVLM = {192: (300, 200, 110), 128: (303, 110, 36), 64: (66, 30, 17)}
-"""Published counts behind each of SparseVLM's layers, of 576 tokens, by the budget that they stand for."""
 
 
 @dataclass(frozen=True)
@@ -50,52 +34,39 @@ class Arm:
 
     Attributes:
         name: of the method, one of `METHODS`.
-        budget: as it was asked for.
+        budget: as it was asked for; of a method whose number of tokens is its own, that number.
         tokens: that budget as a count; None for `REGIONS`.
-        method: for `pruned`.
-        keep: bool vectors, one per row, for methods that want them.
+        method: for `pruned`; None where there is none with this budget.
+        request: what else `pruned` is given, for methods that want regions.
+        infeasible: why there is no method.
     """
 
     name: str
     budget: Budget
     tokens: int | None
-    method: InnerLLM
-    keep: list[Tensor] | None = None
+    method: Method | None
+    request: dict[str, Any] = field(default_factory=dict)
+    infeasible: str | None = None
 
+    @property
+    def meaning(self) -> str:
+        """What the budget counts, one of `MEANINGS`."""
+        return METHODS[self.name].meaning
 
-def at_depth(layer: int, num_layers: int) -> int:
-    """A layer that was published for 32 of them, in a model of another depth."""
-    return max(1, round(layer * num_layers / PUBLISHED_LAYERS))
+    @property
+    def regional(self) -> bool:
+        """Whether a localizer has to go first."""
+        return bool(self.request)
 
+    @property
+    def looks(self) -> bool:
+        """Whether the vision tower has to run where the method sees it."""
+        return isinstance(self.method, TowerMethod)
 
-def _pyramiddrop(tokens: int, total: int, num_layers: int) -> InnerLLM:
-    """With the ratio whose layers average to this count, or to the least that its full layers leave possible."""
-    try:
-        return PyramidDrop.for_budget(tokens, total, "layer_average", num_layers)
-    except InfeasibleBudget:
-        return PyramidDrop(1 / total, [at_depth(layer, num_layers) for layer in (2, 8, 16)])
-
-
-def _sparsevlm(tokens: int, total: int, num_layers: int, **options: Any) -> InnerLLM:
-    """With the published counts of the budget that is nearest in its share of the tokens, scaled to this one."""
-    named = min(SPARSEVLM, key=lambda budget: abs(budget / 576 - tokens / total))
-    kept = [min(total, max(1, round(count * tokens / named))) for count in SPARSEVLM[named]]
-    return SparseVLM(kept, [at_depth(layer, num_layers) for layer in (2, 6, 15)], **options)
-
-
-METHODS: dict[str, Callable[[int, int, int], InnerLLM]] = {
-    "ilp": lambda tokens, total, layers: ILP(at_depth(2, layers)),
-    "prune": lambda tokens, total, layers: ILP(0, "compact"),
-    "fastv": lambda tokens, total, layers: FastV(tokens, at_depth(2, layers)),
-    "pyramiddrop": _pyramiddrop,
-    "sparsevlm": _sparsevlm,
-    "sparsevlm+": lambda tokens, total, layers: _sparsevlm(tokens, total, layers, recycle=0.0),
-    "divprune": lambda tokens, total, layers: DivPrune(tokens),
-    "random": lambda tokens, total, layers: RandomTokens(tokens, layer=at_depth(2, layers)),
-    "uniform": lambda tokens, total, layers: UniformTokens(tokens, layer=at_depth(2, layers)),
-    "dense": lambda tokens, total, layers: Dense(),
-}
-"""Methods by name, for (tokens kept, visual tokens, decoder layers)."""
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Decoder layers before which tokens go."""
+        return self.method.layers if isinstance(self.method, InnerLLM) else (0,) if self.method else ()
 
 
 def arm(name: str, budget: Budget, shape: Shape, num_layers: int, batch: int) -> Arm:
@@ -106,21 +77,31 @@ def arm(name: str, budget: Budget, shape: Shape, num_layers: int, batch: int) ->
     """
     if name not in METHODS:
         raise UsageError(f"bench prune: unknown method {name!r}{nearest(name, list(METHODS), 'methods')}")
-    total = shape.visual_tokens
+    entry, total = METHODS[name], shape.visual_tokens
     tokens = None if budget == REGIONS else count_of(budget, shape)
-    method = METHODS[name](tokens or total, total, num_layers)
-    if not method.needs_request:
-        if tokens is None:
-            raise UsageError(f"bench prune: {name} has no regions: give it a number of tokens, not {REGIONS!r}")
-        return Arm(name, budget, tokens, method)
+    try:
+        method = entry.make(tokens or total, shape, num_layers)
+    except InfeasibleBudget as error:
+        return Arm(name, budget, tokens, None, infeasible=f"infeasible: {error}")
+    if tokens is None and not isinstance(method, ILP):
+        raise UsageError(f"bench prune: {name} keeps a number of tokens: give it one, not {REGIONS!r}")
     rows, columns = shape.grid
     grid, rng = TokenGrid.stretched(rows, columns, columns, rows), random.Random(0)
+    if entry.meaning == "own":
+        budget = tokens = method.count(grid) if isinstance(method, PreLLM) else total
+        if tokens > total:
+            return Arm(name, budget, tokens, None, infeasible=f"infeasible: of {total} tokens")
+    if not (method.needs_regions if isinstance(method, PreLLM) else method.needs_request):
+        return Arm(name, budget, tokens, method)
     regions = [_region(rng) for _ in range(batch)]
-    return Arm(name, budget, tokens, method, [keep_mask(region, grid, tokens) for region in regions])
+    if isinstance(method, PreLLM):
+        return Arm(name, budget, tokens, method, {"regions": regions, "grids": [grid] * batch})
+    held = None if tokens is None else min(total, entry.region * tokens)
+    return Arm(name, budget, tokens, method, {"keep": [keep_mask(region, grid, held) for region in regions]})
 
 
-def count_of(budget: Budget, shape: Shape) -> int:
-    """Tokens of a budget: the count, or the share of the shape's visual tokens.
+def count_of(budget: Budget, shape: Shape, key: str = "budget") -> int:
+    """Tokens of a budget: the count, or the share of the shape's visual tokens. `key` is what errors call it.
 
     Raises:
         UsageError: it is no count or share, or above what the shape has.
@@ -131,7 +112,7 @@ def count_of(budget: Budget, shape: Shape) -> int:
     if isinstance(budget, int) and not isinstance(budget, bool) and 1 <= budget <= total:
         return budget
     raise UsageError(
-        f"bench prune: budget {budget!r}: {shape.name} has {total} visual tokens, give a count from 1 to {total} or a "
+        f"bench prune: {key} {budget!r}: {shape.name} has {total} visual tokens, give a count from 1 to {total} or a "
         "share in (0, 1]"
     )
 

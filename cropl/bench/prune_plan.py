@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cropl.bench.prune_inputs import REGIONS, Arm, Budget, arm
+from cropl.bench.prune_inputs import REGIONS, Arm, Budget, arm, count_of
+from cropl.bench.prune_methods import METHODS
 from cropl.bench.prune_shapes import Shape
 
 
@@ -14,14 +15,15 @@ class Plan:
     """What is measured of each shape.
 
     Attributes:
-        methods: names, see `prune_inputs.METHODS`.
-        budgets: visual tokens kept; None is the shape's own.
+        methods: names, see `prune_methods.METHODS`.
+        budgets: visual tokens kept; None is the shape's own. Methods with a number of tokens of their own run once.
         batches: questions at once.
         new_tokens: lengths of the answers that are timed.
         pairs: of prefills, for every figure.
         answer_pairs: of answers of the greatest length; 0 times none.
         ragged: batches whose rows keep what their regions hold.
-        growth: counts that ILP alone is measured at, to see how time grows with them.
+        growth: counts or shares that ILP alone is measured at, to see how time grows with them.
+        compiled: names of methods that are compiled, at the same budgets.
     """
 
     methods: Sequence[str]
@@ -32,9 +34,15 @@ class Plan:
     answer_pairs: int
     ragged: Sequence[int] = ()
     growth: Sequence[Budget] = ()
+    compiled: Sequence[str] = ()
+
+    @property
+    def answers(self) -> bool:
+        """Whether answers are timed."""
+        return bool(self.answer_pairs and self.new_tokens)
 
     def arms(self, shape: Shape, num_layers: int) -> dict[tuple[str, int], list[Arm]]:
-        """What is run, by (series, batch): `methods`, `growth` or `ragged`.
+        """What is run, by (series, batch): `methods`, `growth`, `ragged` or `compiled`.
 
         Raises:
             UsageError: a method is unknown, or cannot have a budget.
@@ -44,12 +52,21 @@ class Plan:
         def make(name: str, budget: Budget, batch: int) -> Arm:
             return arm(name, budget, shape, num_layers, batch)
 
-        found = {("methods", b): [make(m, n, b) for m in self.methods for n in budgets] for b in self.batches}
+        def each(names: Sequence[str], batch: int) -> list[Arm]:
+            return [make(name, budget, batch) for name in names for budget in budgets[: 1 if _own(name) else None]]
+
+        found = {("methods", batch): each(self.methods, batch) for batch in self.batches}
         if self.growth:
-            found["growth", self.batches[0]] = [make("ilp", n, self.batches[0]) for n in self.growth]
-        return {**found, **{("ragged", b): [make("ilp", REGIONS, b)] for b in self.ragged}}
+            counts = [count_of(budget, shape, "growth") for budget in self.growth]
+            found["growth", self.batches[0]] = [make("ilp", count, self.batches[0]) for count in counts]
+        found |= {("ragged", batch): [make("ilp", REGIONS, batch)] for batch in self.ragged}
+        return found | {("compiled", batch): each(self.compiled, batch) for batch in self.batches if self.compiled}
 
     def steps(self, shape: Shape) -> int:
         """How often `advance` is called for a shape."""
         layers = shape.model_config().get_text_config().num_hidden_layers
         return sum(len(arms) for arms in self.arms(shape, layers).values())
+
+
+def _own(name: str) -> bool:
+    return name in METHODS and METHODS[name].meaning == "own"

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cropl.bench.prune_table import label
+
 Row = dict[str, Any]
 
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">")
+MOST_NAMES, COLUMNS = 8, 6
+"""Names that a panel has room for, and columns of those below both."""
 INK, GRID = "#20242e", "#e7e9ee"
 
 
@@ -35,7 +39,12 @@ def draw(rows: Sequence[Row], path: str | Path, colors: Sequence[str], title: st
         axes.grid(color=GRID)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    left.legend(loc="upper left", frameon=False, fontsize=9)
+    names = len(left.get_legend_handles_labels()[1])
+    if names <= MOST_NAMES:
+        left.legend(loc="upper left", frameon=False, fontsize=9)
+    else:
+        figure.set_figheight(4.8 + 0.2 * -(-names // COLUMNS))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=COLUMNS, fontsize=8)
     figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     figure.savefig(path, dpi=160)
     return Path(path)
@@ -51,14 +60,14 @@ def _styles(rows: Sequence[Row], colors: Sequence[str]) -> dict[tuple[str, int],
             color = colors[i % len(colors)]
             face = color if batch == batches[0] or name.startswith("ragged") else "white"
             found[name, batch] = {
-                "color": color, "marker": MARKERS[i % len(MARKERS)], "markerfacecolor": face,
+                "color": color, "marker": MARKERS[(i + i // len(colors)) % len(MARKERS)], "markerfacecolor": face,
                 "markeredgecolor": "white" if face == color else color, "markersize": 8 if face == color else 6,
             }  # fmt: skip
     return found
 
 
 def _label(row: Row) -> str:
-    return "ragged ilp" if row["series"] == "ragged" else row["method"]
+    return "ragged ilp" if row["series"] == "ragged" else label(row)
 
 
 def _against_ideal(axes: Any, rows: Sequence[Row], styles: dict[tuple[str, int], dict[str, Any]]) -> None:

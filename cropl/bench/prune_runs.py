@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cropl.bench.device import PeakMemory
@@ -18,11 +19,19 @@ from cropl.bench.prune_inputs import Arm, pictures, prompts
 from cropl.bench.prune_shapes import Shape, build
 from cropl.bench.prune_time import Stamper
 from cropl.metrics.cost import attention_flops, decoder_flops, kv_bytes, linear_flops
+from cropl.models.inputs import as_encoder_output
 from cropl.models.vlm import VLM
 from cropl.pruning import Patch, pruned
 
 LOCATING_STEPS = 3
 """Decoding steps behind the localizer's prefill: four coordinates."""
+
+
+Stamp = Callable[[], None]
+
+
+def nothing() -> None:
+    """A stamp that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -55,46 +64,59 @@ class Subject:
         self.pictures = pictures(vlm, shape, batch)
 
     @torch.inference_mode()
-    def encode(self) -> None:
-        """Run the vision tower and projector."""
-        self.vlm.encode_prepared(*self.pictures)
+    def encode(self) -> list[Tensor]:
+        """Run the vision tower and projector: the visual tokens of each question."""
+        width = self.vlm.decoder.config.hidden_size
+        tokens = torch.cat(self.vlm.encode_prepared(*self.pictures))
+        return list(tokens.view(self.batch, self.shape.visual_tokens, width))
 
     @torch.inference_mode()
-    def prefill(self, arm: Arm | None) -> tuple[Any, Patch | None]:
-        """The cache of a prefill, and the patch that pruned it."""
-        call = {**self.inputs.kwargs(), "use_cache": True, "logits_to_keep": 1}
-        with self._pruned(arm) as patch:
-            return self.vlm.model(**call).past_key_values, patch
+    def prefill(self, arm: Arm | None, stamp: Stamp = nothing) -> tuple[Any, Patch | None]:
+        """The cache of a prefill, and the patch that pruned it; `stamp` is called around the tower where it runs."""
+        with self.pruned(arm, stamp) as (patch, call):
+            return self.run(call), patch
 
     @torch.inference_mode()
-    def answer(self, arm: Arm | None, tokens: int, stamp: Callable[[], None]) -> None:
-        """Prefill and greedy decoding of this many tokens; `stamp` is called after each of them."""
-        with self._pruned(arm):
+    def answer(self, arm: Arm | None, tokens: int, stamp: Stamp) -> None:
+        """Prefill and greedy decoding of this many tokens; `stamp` is called as in `prefill`, and after each token."""
+        with self.pruned(arm, stamp) as (_, call):
             stopping = Stamper(stamp).as_list()
-            self.vlm.model.generate(**self.inputs.kwargs(), max_new_tokens=tokens, stopping_criteria=stopping)
+            self.vlm.model.generate(**call, max_new_tokens=tokens, stopping_criteria=stopping)
 
     @contextmanager
-    def _pruned(self, arm: Arm | None) -> Iterator[Patch | None]:
+    def pruned(self, arm: Arm | None, stamp: Stamp = nothing) -> Iterator[tuple[Patch | None, dict[str, Any]]]:
+        """The patch, and what the model is called with."""
         # Inside what is timed: every question has a context of its own.
-        if arm is None:
-            yield None
-        else:
-            with pruned(self.vlm, arm.method, keep=arm.keep) as patch:
-                yield patch
+        call = self.inputs.kwargs()
+        if arm is None or arm.method is None:
+            yield None, call
+            return
+        with pruned(self.vlm, arm.method, **arm.request) as patch:
+            if arm.looks:
+                stamp()
+                call = {**call, "mm_encoder_outputs": as_encoder_output(self.encode())}
+                stamp()
+            yield patch, call
 
+    def run(self, call: dict[str, Any]) -> Any:
+        """The cache of a prefill."""
+        return self.vlm.model(**call, use_cache=True, logits_to_keep=1).past_key_values
+
+    @torch.inference_mode()
     def look(self, arm: Arm | None) -> Prefilled:
-        """Everything of a prefill that is no time."""
+        """Everything of a prefill that is no time; the vision tower, where a method has to see it, is left out."""
         config, text = self.vlm.decoder.config, self.shape.text_tokens
-        with PeakMemory(self.vlm.device) as needed:
-            cache, patch = self.prefill(arm)
-        if patch is None or patch.visual_BL is None:
-            visual = [[self.shape.visual_tokens] * self.vlm.num_layers] * self.batch
-        else:
-            visual = patch.visual_BL.tolist()
-        held = kv_bytes(cache)
-        del cache
-        with FlopCounterMode(display=False) as counter:
-            self.prefill(arm)
+        with self.pruned(arm) as (patch, call):
+            with PeakMemory(self.vlm.device) as needed:
+                cache = self.run(call)
+            if patch is None or patch.visual_BL is None:
+                visual = [[self.shape.visual_tokens] * self.vlm.num_layers] * self.batch
+            else:
+                visual = patch.visual_BL.tolist()
+            held = kv_bytes(cache)
+            del cache
+            with FlopCounterMode(display=False) as counter:
+                self.run(call)
         products = counter.get_flop_counts().get("Global", {})
         lengths = [[text + tokens for tokens in row] for row in visual]
         return Prefilled(

@@ -16,7 +16,9 @@ from transformers import AutoConfig, GenerationConfig
 
 from cropl.errors import UsageError, nearest
 from cropl.metrics.cost import vision_flops
+from cropl.models.llava import LlavaVLM
 from cropl.models.skeleton import config_of
+from cropl.models.tower_view import Record, TowerImage, TowerView, Watch, clip_layer, watch_class_token
 from cropl.models.vlm import VLM, family
 
 FOLDER = Path(__file__).parent / "shapes"
@@ -72,6 +74,30 @@ class Shape:
         return self.crops * vision_flops(config, self.patches(config))
 
 
+class Cropped(LlavaVLM):
+    """LLaVA whose tower sees a picture as so many crops, one after the other.
+
+    Args:
+        model: a `LlavaForConditionalGeneration`.
+        crops: of a picture.
+    """
+
+    def __init__(self, model: Any, crops: int) -> None:
+        super().__init__(model)
+        self.crops = crops
+
+    def watch_tower(self, record: Record) -> Watch:
+        held: list[TowerView] = []
+
+        def seen(views: list[TowerView]) -> None:
+            held.extend(views)
+            while len(held) >= self.crops:
+                own, held[:] = held[: self.crops], held[self.crops :]
+                record(TowerImage(own, torch.cat([view.token_VD for view in own])))
+
+        return watch_class_token(clip_layer(self.tower, self.model.config.vision_feature_layer), self.projector, seen)
+
+
 def names() -> list[str]:
     """The known shapes."""
     return sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -92,7 +118,7 @@ def shape_of(name: str) -> Shape:
 def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> VLM:
     """A model of this shape: its weights are drawn where they stay and in their type, so that there is one copy only.
 
-    The weights are the same in every run on one device.
+    The weights are the same in every run on one device. Pictures of several crops are LLaVA's alone.
     """
     config = shape.model_config()
     wrapper = family(config.model_type)
@@ -101,7 +127,7 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> VLM:
         model = wrapper.model_class._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.tie_weights()
     model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=None, do_sample=False)  # of any length
-    return wrapper(model.eval())
+    return wrapper(model.eval()) if shape.crops == 1 else Cropped(model.eval(), shape.crops)
 
 
 def sizes(vlm: VLM) -> dict[str, int]:

@@ -1,16 +1,15 @@
-"""The rows of the pruning bench as tables, for a terminal and for Markdown, and what they say in words."""
+"""The rows of the pruning bench as tables, for a terminal and for Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
 
 NAME = ["method", "budget", "kept", "batch"]
-"""`kept` are the visual tokens of the last layer."""
+"""`kept` are the visual tokens of the last layer; what a budget counts differs by method, see `prune_words`."""
 
 
 def prefill_table(rows: Sequence[Row]) -> Table:
@@ -28,11 +27,11 @@ def _prefill(row: Row) -> list[str]:
     prefill, columns = row["prefill"], row["prefill"]["speedup"]
     llm = columns["llm"]
     cells = [*_name(row), f"{1e3 * prefill['seconds']:,.1f}", f"{1e3 * prefill['dense']['seconds']:,.1f}"]
-    cells += [_times(llm["measured"]), _interval(llm), _times(llm["ideal"]), _percent(llm["of_ideal"])]
-    cells.append("" if prefill["unpatched"] is None else _times(1 / prefill["unpatched"]))
+    cells += [times(llm["measured"]), _interval(llm), times(llm["ideal"]), percent(llm["of_ideal"])]
+    cells.append("" if prefill["unpatched"] is None else times(1 / prefill["unpatched"]))
     for name in ("vision", "localizer"):
         found = columns.get(name)
-        cells += [_times(found["measured"]), _percent(found["of_ideal"])] if found else ["", ""]
+        cells += [times(found["measured"]), percent(found["of_ideal"])] if found else ["", ""]
     return cells
 
 
@@ -45,7 +44,7 @@ def memory_table(rows: Sequence[Row]) -> Table:
     head = [*NAME, "layer average", "GFLOP", "dense", "computed", "KV MiB", "dense", "peak MiB", "dense"]
     made = []
     for row in rows:
-        if "failed" not in row:
+        if "failed" not in row and not row["compiled"]:  # of compiled ones the buffers count, see `compiled_table`
             cells = [*_name(row), f"{row['layer_average']:.0f}"]
             cells += [f"{row['flops'][which] / 1e9:,.1f}" for which in ("pruned", "dense")]
             cells.append(f"{row['counted_linear_flops']['pruned'] / row['linear_flops']['pruned']:.2f}")
@@ -56,24 +55,60 @@ def memory_table(rows: Sequence[Row]) -> Table:
 
 
 def answer_table(rows: Sequence[Row]) -> Table:
-    """Header and cells: whole answers of each length with the language model alone and with all that goes before."""
-    rows = [row for row in rows if "answers" in row]
-    lengths = [key for key in rows[0]["answers"] if key != "step"] if rows else []
-    head = [*NAME, "step ms", "dense ms", "step"]
-    for length in lengths:
-        head += [f"{length} tokens s", "LLM", "+ localizer"]
+    """Header and cells: whole answers of each length with the language model alone and with all that goes before.
+
+    "+ localizer" is one after the other, as measured; the last column is computed from the same times: while the model
+    answers, the localizer is at the next batch on a device of its own, and the longer of the two counts.
+    """
+    head = [*NAME, "new tokens", "s", "dense s", "LLM", "95 %", "+ localizer", "95 %", "overlapped (max of stages)"]
     made = []
     for row in rows:
-        step = row["answers"].get("step")
-        cells = [f"{1e3 * step['seconds']:.1f}", f"{1e3 * step['dense']:.1f}", _times(step["speedup"])] if step else []
-        cells = [*_name(row), *(cells or ["", "", ""])]
-        for length in lengths:
-            answer = row["answers"][length]
+        for length, answer in _answers(row):
             speedup = answer["speedup"]
-            cells += [f"{answer['seconds']:.2f}", _times(speedup["llm"]["measured"])]
-            cells.append(_times(speedup["localizer"]["measured"]))
-        made.append(cells)
+            cells = [*_name(row), length, f"{answer['seconds']:.2f}", f"{answer['dense']['seconds']:.2f}"]
+            for name in ("llm", "localizer"):
+                cells += [times(speedup[name]["measured"]), _interval(speedup[name])]
+            cells.append(times(speedup["overlapped"]["measured"]) if "overlapped" in speedup else "")
+            made.append(cells)
     return head, made
+
+
+def step_table(rows: Sequence[Row]) -> Table:
+    """Header and cells: a decoding step."""
+    head = [*NAME, "step ms", "dense ms", "step"]
+    steps = [(row, row["answers"]["step"]) for row in rows if "step" in row.get("answers", {})]
+    return head, [
+        [*_name(row), f"{1e3 * step['seconds']:.1f}", f"{1e3 * step['dense']:.1f}", times(step["speedup"])]
+        for row, step in steps
+    ]
+
+
+def compiled_table(rows: Sequence[Row]) -> Table:
+    """Header and cells: what is compiled, against dense compiled and against eager dense.
+
+    `buckets` are the lengths that the layers ran at, and `ideal of buckets` the ratio of their FLOPs; `first s` is the
+    first answer, with the compilation.
+    """
+    head = [*NAME, "part", "s", "compiled dense s", "speed-up", "95 %", "eager dense s", "speed-up", "95 %"]
+    head += ["ideal", "ideal of buckets", "buckets", "KV MiB", "first s"]
+    made = []
+    for row in rows:
+        if not row["compiled"] or "failed" in row:
+            continue
+        prefill, buckets = row["prefill"], ", ".join(map(str, row["buckets"]))
+        rest = [times(prefill["speedup"]["llm"]["ideal"]), times(prefill["ideal_of_buckets"]), buckets]
+        rest += [f"{row['kv_bytes']['pruned'] / 2**20:,.1f}", f"{row['first_s']:.1f}"]
+        parts = [("prefill", prefill), *((f"{length} tokens", answer) for length, answer in _answers(row))]
+        for name, part in parts:
+            cells = [*_name(row), name, f"{part['seconds']:.3f}"]
+            for dense, speedup in ((part["dense"], part["speedup"]["llm"]), (part["eager"]["dense"], part["eager"])):
+                cells += [f"{dense['seconds']:.3f}", times(speedup["measured"]), _interval(speedup)]
+            made.append([*cells, *(rest if part is prefill else [""] * len(rest))])
+    return head, made
+
+
+def _answers(row: Row) -> list[tuple[str, Row]]:
+    return [(length, answer) for length, answer in row.get("answers", {}).items() if length != "step"]
 
 
 def overhead_table(rows: Sequence[Row]) -> Table:
@@ -89,46 +124,6 @@ def overhead_table(rows: Sequence[Row]) -> Table:
     return head, made
 
 
-def growth(rows: Sequence[Row]) -> list[tuple[int, float]]:
-    """Tokens that ILP keeps on equal rows, and time against FLOPs there, of what dense has: 1.0 is proportional."""
-    batch = next((row["batch"] for row in rows if row["series"] == "growth"), None)
-    found = {
-        round(fmean(row["kept"])): 1 / row["prefill"]["speedup"]["llm"]["of_ideal"]
-        for row in rows
-        if "failed" not in row and row["method"] == "ilp" and row["series"] != "ragged" and row["batch"] == batch
-    }
-    return sorted(found.items())
-
-
-def sentences(rows: Sequence[Row]) -> list[str]:
-    """What the figures of one shape say."""
-    rows = [row for row in rows if "failed" not in row]
-    lines = []
-    methods = [row for row in rows if row["series"] == "methods"]
-    for name in dict.fromkeys(row["method"] for row in methods):
-        prefills = [row["prefill"] for row in methods if row["method"] == name]
-        shares = [prefill["speedup"]["llm"]["of_ideal"] for prefill in prefills]
-        line = f"{name}: prefill at {_percent(min(shares))} to {_percent(max(shares))} of its ideal speed-up"
-        own = [p["speedup"]["llm"]["measured"] * p["unpatched"] for p in prefills if p["unpatched"] is not None]
-        if own:
-            line += f", and at {_percent(min(own))} to {_percent(max(own))} of unpatched layers of its lengths"
-        lines.append(line)
-    grown = growth(rows)
-    if grown:
-        low, high = min(ratio for _, ratio in grown), max(ratio for _, ratio in grown)
-        kept = f"{grown[0][0]} to {grown[-1][0]} tokens"
-        lines.append(f"ilp, {kept}: time is {low:.2f} to {high:.2f} of what FLOPs say, dense being 1")
-    for row in rows:
-        if row["series"] == "ragged":
-            llm = row["prefill"]["speedup"]["llm"]
-            kept = f"{min(row['kept'])} to {max(row['kept'])}"
-            lines.append(
-                f"ragged batch of {row['batch']}, {kept} tokens a row: {_times(llm['measured'])} of "
-                f"{_times(llm['ideal'])}, {_percent(llm['of_ideal'])}"
-            )
-    return lines
-
-
 def markdown(table: Table) -> str:
     """A table in Markdown; all columns but the first are right-aligned."""
     head, cells = table
@@ -139,18 +134,25 @@ def markdown(table: Table) -> str:
 def _name(row: Row) -> list[str]:
     kept = row["kept"]
     tokens = f"{kept[0]}" if min(kept) == max(kept) else f"{min(kept)}-{max(kept)}"
-    return [row["method"], str(row["budget"]), tokens, str(row["batch"])]
+    return [label(row), str(row["budget"]), tokens, str(row["batch"])]
+
+
+def label(row: Row) -> str:
+    """What ran: the method, and whether it was compiled."""
+    return f"{row['method']}, compiled" if row["compiled"] else str(row["method"])
 
 
 def _failed(row: Row, head: list[str]) -> list[str]:
-    return [row["method"], str(row["budget"]), "", str(row["batch"]), row["failed"], *("" for _ in head[5:])]
+    return [label(row), str(row["budget"]), "", str(row["batch"]), row["failed"], *("" for _ in head[5:])]
 
 
-def _times(ratio: float) -> str:
+def times(ratio: float) -> str:
+    """A speed-up."""
     return f"{ratio:.2f}x"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share."""
     return f"{100 * share:.0f} %"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-RESAMPLES = 2000
+from cropl.metrics.bootstrap import bootstrap_ci
 
 
 class Clock:
@@ -107,13 +107,12 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the median; the same for the same values."""
-    given = np.asarray(values, dtype=np.float64)
-    drawn = np.random.default_rng(0).integers(0, given.size, (RESAMPLES, given.size))
-    low, high = np.quantile(np.median(given[drawn], axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return bootstrap_ci(values, level=level, statistic=np.median)
 
 
-def speedup(pairs: Sequence[tuple[float, float]], ideal: float, ours: float = 0.0, both: float = 0.0) -> dict[str, Any]:
+def speedup(
+    pairs: Sequence[tuple[float, float]], ideal: float, ours: float = 0.0, both: float = 0.0, beside: float = 0.0
+) -> dict[str, Any]:
     """How many times as fast ours is: the median over pairs of (ours, dense), its interval, and its share of the ideal.
 
     Args:
@@ -121,8 +120,9 @@ def speedup(pairs: Sequence[tuple[float, float]], ideal: float, ours: float = 0.
         ideal: the ratio of their FLOPs.
         ours: further seconds that ours takes.
         both: further seconds that both take.
+        beside: seconds of what runs at the same time as ours, which cannot end before it.
     """
-    ratios = [(dense + both) / (mine + both + ours) for mine, dense in pairs]
+    ratios = [(dense + both) / max(mine + both + ours, beside) for mine, dense in pairs]
     low, high = median_interval(ratios)
     measured = median(ratios)
     return {"measured": measured, "interval": [low, high], "ideal": ideal, "of_ideal": measured / ideal}

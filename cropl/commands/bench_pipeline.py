@@ -41,12 +41,13 @@ def run(args: Sequence[str]) -> int:
 
 def bench(config: dict[str, Any]) -> dict[str, Any]:
     """Measure as the recipe says: the machine's and the software's facts, and the figures."""
-    from cropl.bench.pipeline import PHASES, measure
+    from cropl.bench.pipeline import PHASES, check_batches, measure
     from cropl.commands.models import open_vlm
     from cropl.evaluation import facts
     from cropl.evaluation.pipeline_locate import Load
     from cropl.evaluation.progress import Stages
 
+    check_batches(config["batches"])
     vlm = open_vlm(config["model"], config["device"], config["dtype"])
     device = config["localizer_device"] or config["device"]
     load = Load(config["localizer"], device, str(vlm.model.dtype).removeprefix("torch."))

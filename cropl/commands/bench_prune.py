@@ -3,6 +3,7 @@
 Measures pruned prefills and answers against dense ones, taking turns, on models of published shapes with random
 weights: speed-up, its share of what FLOPs allow, KV bytes and peak memory, for the language model alone, with the
 vision tower, and with the localizer in front. The keys are those of the recipe bench/prune (`cropl show bench/prune`).
+`--compiled [ilp,dense]` also measures methods compiled at static shapes, against dense compiled alike and eager dense.
 
   cropl bench prune                                   (LLaVA-1.5 scaled to a CPU; about an hour)
   cropl bench prune --methods [ilp] --budgets [64] --pairs 5 --new-tokens [] --ragged [] --growth [] --overhead 0
@@ -68,16 +69,17 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
     dtype = _one_of("dtype", config["dtype"] or ("bfloat16" if on_gpu else "float32"), DTYPES)
     threads = config["threads"] or (cores() if on_gpu else 1)
     plan = Plan(
-        methods=_listed(config, "methods"),
-        budgets=None if config["budgets"] is None else _listed(config, "budgets"),
-        batches=_counts(config, "batch"),
+        methods=_some(config, "methods"),
+        budgets=None if config["budgets"] is None else _some(config, "budgets"),
+        batches=_counts(config, "batch", some=True),
         new_tokens=_counts(config, "new_tokens"),
         pairs=config["pairs"],
         answer_pairs=config["answer_pairs"],
         ragged=_counts(config, "ragged"),
         growth=_listed(config, "growth"),
+        compiled=_listed(config, "compiled"),
     )
-    shapes = [shape_of(str(name)) for name in _listed(config, "shapes")]
+    shapes = [shape_of(str(name)) for name in _some(config, "shapes")]
     for shape in shapes:  # every slip is found before the first measurement
         if not family(shape.model_config().model_type).prunable:
             raise UsageError(f"bench prune: {shape.name} cannot be pruned; leave it out of shapes")
@@ -110,7 +112,7 @@ def show(made: dict[str, Any]) -> None:
     """Print the tables of each shape, and what they say."""
     from rich.table import Column, Table
 
-    from cropl.bench.prune_table import sentences
+    from cropl.bench.prune_words import sentences
 
     console = table_console(170)
     console.print(_facts(made), highlight=False, soft_wrap=True)
@@ -126,7 +128,8 @@ def show(made: dict[str, Any]) -> None:
 def report(made: dict[str, Any], out: Path) -> list[Path]:
     """Write the tables as Markdown and the plots beside the rows; returns the files."""
     from cropl.bench.prune_plot import draw
-    from cropl.bench.prune_table import markdown, sentences
+    from cropl.bench.prune_table import markdown
+    from cropl.bench.prune_words import sentences
     from cropl.evaluation.plot import COLORS
 
     plots = {}
@@ -149,7 +152,14 @@ def report(made: dict[str, Any], out: Path) -> list[Path]:
 
 def _tables(made: dict[str, Any]) -> list[tuple[str, tuple[list[str], list[list[str]]], list[dict[str, Any]]]]:
     """Titles, tables, and the rows whose sentences go below them."""
-    from cropl.bench.prune_table import answer_table, memory_table, overhead_table, prefill_table
+    from cropl.bench.prune_table import (
+        answer_table,
+        compiled_table,
+        memory_table,
+        overhead_table,
+        prefill_table,
+        step_table,
+    )
 
     found = []
     for name, about in made["shapes"].items():
@@ -158,6 +168,9 @@ def _tables(made: dict[str, Any]) -> list[tuple[str, tuple[list[str], list[list[
         found.append((f"{name}, memory", memory_table(rows), []))
         if any("answers" in row for row in rows):
             found.append((f"{name}, answers", answer_table(rows), []))
+            found.append((f"{name}, decoding", step_table(rows), []))
+        if any(row["compiled"] and "failed" not in row for row in rows):
+            found.append((f"{name}, compiled", compiled_table(rows), []))
     if made["overhead"]:
         found.append(("Python of a patch, by layer of a model that computes next to nothing",
                       overhead_table(made["overhead"]), []))  # fmt: skip
@@ -179,8 +192,15 @@ def _listed(config: dict[str, Any], key: str) -> list[Any]:
     return [] if given is None else given if isinstance(given, list) else [given]
 
 
-def _counts(config: dict[str, Any], key: str) -> list[int]:
+def _some(config: dict[str, Any], key: str) -> list[Any]:
     given = _listed(config, key)
+    if not given:
+        raise UsageError(f"bench prune: {key} is empty: nothing would be measured, give at least one")
+    return given
+
+
+def _counts(config: dict[str, Any], key: str, some: bool = False) -> list[int]:
+    given = _some(config, key) if some else _listed(config, key)
     if any(type(number) is not int or number < 1 for number in given):
         raise UsageError(f"bench prune: {key} must be integers of at least 1, got {given!r}")
     return given

@@ -4,7 +4,8 @@ The paired form resamples questions, not answers, so that the difference of two 
 narrow interval that it deserves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,15 +14,20 @@ _CHUNK = 1 << 22  # resampled values held at a time
 
 
 def bootstrap_ci(
-    values: Sequence[float] | npt.NDArray[np.floating], n: int = 2000, seed: int = 0, level: float = 0.95
+    values: Sequence[float] | npt.NDArray[np.floating],
+    n: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    statistic: Callable[..., Any] = np.mean,
 ) -> tuple[float, float]:
-    """The interval `(low, high)` of the mean of per-question scores.
+    """The interval `(low, high)` of a statistic of per-question scores, their mean unless another is named.
 
     Args:
         values: one score per question.
         n: number of resamples.
-        seed: of the resamples; the same seed gives the same interval.
-        level: share of the resampled means inside the interval.
+        seed: of the resamples; the same seed gives the same interval, and every statistic sees the same draws.
+        level: share of the resampled statistics inside the interval.
+        statistic: of numbers along an axis, as in NumPy: `np.mean`, `np.median`.
 
     Raises:
         ValueError: no values, or one that is not finite, or a level outside (0, 1).
@@ -33,13 +39,13 @@ def bootstrap_ci(
         raise ValueError(f"bootstrap: level {level!r} must lie in (0, 1) and n={n!r} be at least 1")
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // scores.size)
-    means = np.concatenate(
+    resampled = np.concatenate(
         [
-            scores[rng.integers(0, scores.size, (min(rows, n - start), scores.size))].mean(axis=1)
+            statistic(scores[rng.integers(0, scores.size, (min(rows, n - start), scores.size))], axis=1)
             for start in range(0, n, rows)
         ]
     )
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

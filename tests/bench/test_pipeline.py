@@ -1,12 +1,14 @@
 """What overlapping is worth: figures that belong together, of stages that do what the pipeline does."""
 
 import json
+from itertools import count
 
 import pytest
 
 from cropl import cli
 from cropl.bench import pipeline as bench
 from cropl.bench.pipeline import PHASES, measure, questions, ratios
+from cropl.bench.pipeline_beside import Beside
 from cropl.errors import RunError
 from cropl.evaluation.pipeline_stage import ThreadStage
 from cropl.models.vlm import load_vlm
@@ -59,6 +61,36 @@ def test_what_is_not_located_is_no_measurement(in_thread, tiny_llava):
         measure(load_vlm(tiny_llava), Lost, 2, 3, 1)
 
 
+class Fading(Told):
+    """Loses its questions once it has located so many batches."""
+
+    left = 0
+
+    def locate(self, images, questions):
+        if not self.left:
+            raise MemoryError
+        self.left -= 1
+        return super().locate(images, questions)
+
+
+def test_a_localizer_that_fails_beside_the_model_is_no_measurement():
+    dealt = [questions(2)] * 2
+    locator = Fading()
+    locator.left = 3
+    stage = ThreadStage(locator)
+    beside = Beside(stage, dealt, count())
+    beside._thread.join(timeout=10)  # the fourth batch is an error
+    with pytest.raises(RunError, match="not located: out of memory"):
+        beside.stop()
+    stage.close()
+
+
+def test_a_localizer_beside_a_fast_model_locates_one_batch_at_least():
+    stage = ThreadStage(Told())
+    assert Beside(stage, [questions(2)] * 2, count()).stop() > 0
+    stage.close()
+
+
 def test_images_are_encoded():
     asked = questions(3)
     assert all(isinstance(one.image, bytes) and one.question for one in asked)
@@ -69,6 +101,7 @@ def test_images_are_encoded():
     ("args", "told"),
     [
         (["--rounds", "0"], "rounds must be at least 1"),
+        (["--batches", "1"], "batches=1: give at least 2"),
         (["--threads", "x"], "threads must be an integer"),
         (["--budget", "2.5"], "a share in (0, 1]"),
         (["--turns", "2"], "unknown key 'turns'"),

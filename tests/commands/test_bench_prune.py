@@ -13,7 +13,9 @@ from PIL import Image
 
 from cropl import cli
 from cropl.bench import prune_shapes
-from cropl.bench.prune_table import growth, markdown, prefill_table, sentences
+from cropl.bench.prune_methods import METHODS
+from cropl.bench.prune_table import answer_table, compiled_table, markdown, memory_table, prefill_table, step_table
+from cropl.bench.prune_words import crossovers, growth, sentences
 from tests.bench.test_prune import _published as _published
 from tests.bench.test_prune import shapes as shapes
 
@@ -51,6 +53,7 @@ def test_tables_and_sentences_say_what_rows_say(made: tuple[dict[str, Any], str,
         row["prefill"]["speedup"]["llm"] |= {"of_ideal": shares[row["method"]], "measured": 2.0}
         row["prefill"]["unpatched"] = 0.4 if row["method"] == "ilp" else None
     said = sentences(rows)
+    assert said.pop(0) == "budget: visual tokens behind the last prune (ilp, fastv)"
     assert said[0] == (
         "ilp: prefill at 50 % to 50 % of its ideal speed-up, and at 80 % to 80 % of unpatched layers of its lengths"
     )
@@ -80,7 +83,13 @@ def test_several_shapes_have_a_plot_each(shapes: Path, tmp_path: Path) -> None:
         (["--methods", "[fastvv]"], "unknown method 'fastvv'; did you mean 'fastv'?"),
         (["--budgets", "[17]"], "small has 16 visual tokens, give a count from 1 to 16"),
         (["--growth", "[99]"], "give a count from 1 to 16"),
-        (["--budgets", "[regions]"], "fastv has no regions"),
+        (["--growth", "[99]"], "growth 99"),
+        (["--budgets", "[regions]"], "fastv keeps a number of tokens"),
+        (["--batch", "[]"], "batch is empty"),
+        (["--shapes", "[]"], "shapes is empty"),
+        (["--methods", "[]"], "methods is empty"),
+        (["--budgets", "[]"], "budgets is empty"),
+        (["--compiled", "[ilpp]"], "unknown method 'ilpp'; did you mean 'ilp'?"),
         (["--pairs", "0"], "pairs must be at least 1"),
         (["--answer-pairs", "-1"], "answer_pairs must be an integer of at least 0"),
         (["--batch", "[0]"], "batch must be integers of at least 1"),
@@ -123,4 +132,77 @@ def test_the_gpu_recipe_names_shapes_and_budgets_that_exist() -> None:
         config["growth"],
     )  # fmt: skip
     for name in config["shapes"]:
-        assert plan.steps(prune_shapes.shape_of(name)) == 3 * len(config["methods"]) * 3 + len(config["ragged"])
+        own = 2  # plc and dense have a number of tokens of their own
+        each = 3 * (len(config["methods"]) - own) + own
+        assert plan.steps(prune_shapes.shape_of(name)) == 3 * each + len(config["ragged"])
+    assert set(config["methods"]) == set(METHODS) and config["new_tokens"] == [4, 32, 128]
+
+
+def test_the_default_recipe_fits_every_shape() -> None:
+    from cropl.bench.prune_plan import Plan
+    from cropl.commands.measurement import configured
+
+    config = configured("prune", [], ("pairs", "threads"), optional="threads")
+    plan = Plan(
+        config["methods"], None, config["batch"], config["new_tokens"], 1, 0, config["ragged"], config["growth"]
+    )
+    for shape in map(prune_shapes.shape_of, prune_shapes.names()):
+        arms = plan.arms(shape, 16)["growth", 1]
+        assert [one.tokens for one in arms] == [round(share * shape.visual_tokens) for share in config["growth"]]
+    assert [one.tokens for one in plan.arms(prune_shapes.shape_of("scaled"), 16)["growth", 1]] == [32, 288, 384, 480]
+
+
+def compiled(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row as of a compiled arm, from one of an eager arm."""
+    row = copy.deepcopy(next(row for row in rows if row["method"] == "ilp" and "answers" in row))
+    row |= {"series": "compiled", "compiled": True, "first_s": 61.5, "buckets": [704, 160]}
+    row["prefill"] |= {"ideal_of_buckets": 3.25, "unpatched": None}
+    for part in (row["prefill"], row["answers"]["1"], row["answers"]["2"]):
+        part["eager"] = {"dense": {"seconds": 7.125}, "measured": 5.25, "interval": [5.0, 5.5]}
+    return row
+
+
+def test_compiled_rows_stand_beside_both_dense_runs(made: tuple[dict[str, Any], str, Path]) -> None:
+    rows = [*made[0]["rows"], compiled(made[0]["rows"])]
+    assert compiled_table(made[0]["rows"])[1] == []
+    head, cells = compiled_table(rows)
+    assert [line[head.index("part")] for line in cells] == ["prefill", "1 tokens", "2 tokens"]
+    assert all(len(line) == len(head) and line[0] == "ilp, compiled" and "5.25x" in line for line in cells)
+    assert cells[0][-5:-2] == [cells[0][head.index("ideal")], "3.25x", "704, 160"] and cells[0][-1] == "61.5"
+    for table in (prefill_table, answer_table, step_table):
+        head, cells = table(rows)
+        assert all(len(line) == len(head) for line in cells) and cells[-1][0] == "ilp, compiled"
+    assert all(line[0] != "ilp, compiled" for line in memory_table(rows)[1])
+    said = "\n".join(sentences(rows))
+    assert "compiled rows stand beside dense compiled alike" in said and "ilp, compiled: prefill at" in said
+    failed = {**rows[-1], "method": "fastv", "failed": "not supported", "why": "FastV decides by what layers compute"}
+    assert "fastv, compiled: not supported: FastV decides" in "\n".join(sentences([*rows, failed]))
+
+
+def test_totals_have_an_interval_and_an_overlapped_column(made: tuple[dict[str, Any], str, Path]) -> None:
+    head, cells = answer_table(made[0]["rows"])
+    assert head.count("95 %") == 2 and head[-1] == "overlapped (max of stages)"
+    by_name = {line[0]: line for line in cells}
+    assert by_name["ilp"][-1].endswith("x") and by_name["fastv"][-1] == ""  # nothing to overlap
+    assert len(cells) == 2 * sum("answers" in row for row in made[0]["rows"])
+
+
+@pytest.mark.parametrize(
+    ("wins", "told"),
+    [
+        ([], "never in the measured range (4 to 128 new tokens)"),
+        ([4, 32, 128], "at all measured lengths (4 to 128 new tokens)"),
+        ([32, 128], "from 32 new tokens on"),
+        ([4], "up to 4 new tokens"),
+        ([4, 128], "with 4 and 128 new tokens only"),
+    ],
+)
+def test_the_crossover_is_told(wins: list[int], told: str) -> None:
+    def answer(length: int) -> dict[str, Any]:
+        low = 1.01 if length in wins else 0.99  # whatever the median
+        return {"speedup": {"localizer": {"measured": 1.02, "interval": [low, 1.1]}}}
+
+    answers: dict[str, Any] = {str(length): answer(length) for length in (4, 32, 128)} | {"step": {}}
+    row = {"method": "ilp", "compiled": False, "batch": 8, "localizer": {}, "answers": answers}
+    said = crossovers([{**row, "budget": 64}, {**row, "method": "fastv", "localizer": None, "budget": 64}])
+    assert said == [f"ilp, batch 8, localizer first: the total beats dense (interval above 1) at 64 {told}"]

@@ -22,6 +22,14 @@ def test_the_seed_decides_and_chunks_do_not(monkeypatch: pytest.MonkeyPatch) -> 
     assert bootstrap_ci(values, n=100) == expected
 
 
+def test_another_statistic_sees_the_same_draws() -> None:
+    values = np.random.default_rng(0).exponential(size=21)
+    drawn = values[np.random.default_rng(3).integers(0, 21, (500, 21))]
+    low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])
+    assert bootstrap_ci(values, n=500, seed=3, statistic=np.median) == (low, high)
+    assert bootstrap_ci(values, n=500, seed=3, statistic=np.mean) == bootstrap_ci(values, n=500, seed=3) != (low, high)
+
+
 def test_pairs_are_kept_together() -> None:
     rng = np.random.default_rng(0)
     hard = (rng.random(500) < 0.5).astype(float)

@@ -1,0 +1,102 @@
+"""What the rows of the pruning bench say in words: what budgets are, how near the ideal, and where totals win."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+from cropl.bench.prune_methods import MEANINGS
+from cropl.bench.prune_table import label, percent, times
+
+Row = dict[str, Any]
+
+
+def growth(rows: Sequence[Row]) -> list[tuple[int, float]]:
+    """Tokens that ILP keeps on equal rows, and time against FLOPs there, of what dense has: 1.0 is proportional."""
+    batch = next((row["batch"] for row in rows if row["series"] == "growth"), None)
+    found = {
+        round(fmean(row["kept"])): 1 / row["prefill"]["speedup"]["llm"]["of_ideal"]
+        for row in rows
+        if "failed" not in row
+        and row["method"] == "ilp"
+        and row["series"] in ("methods", "growth")
+        and row["batch"] == batch
+    }
+    return sorted(found.items())
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """What the figures of one shape say."""
+    lines = [*meanings(rows), *missing(rows)]
+    if any(row["compiled"] for row in rows):
+        lines.append("compiled rows stand beside dense compiled alike; their own table has eager dense, too")
+    rows = [row for row in rows if "failed" not in row]
+    methods = [row for row in rows if row["series"] in ("methods", "compiled")]
+    for name in dict.fromkeys(map(label, methods)):
+        prefills = [row["prefill"] for row in methods if label(row) == name]
+        shares = [prefill["speedup"]["llm"]["of_ideal"] for prefill in prefills]
+        line = f"{name}: prefill at {percent(min(shares))} to {percent(max(shares))} of its ideal speed-up"
+        own = [p["speedup"]["llm"]["measured"] * p["unpatched"] for p in prefills if p["unpatched"] is not None]
+        if own:
+            line += f", and at {percent(min(own))} to {percent(max(own))} of unpatched layers of its lengths"
+        lines.append(line)
+    grown = growth(rows)
+    if grown:
+        low, high = min(ratio for _, ratio in grown), max(ratio for _, ratio in grown)
+        kept = f"{grown[0][0]} to {grown[-1][0]} tokens"
+        lines.append(f"ilp, {kept}: time is {low:.2f} to {high:.2f} of what FLOPs say, dense being 1")
+    for row in rows:
+        if row["series"] == "ragged":
+            llm = row["prefill"]["speedup"]["llm"]
+            kept = f"{min(row['kept'])} to {max(row['kept'])}"
+            lines.append(
+                f"ragged batch of {row['batch']}, {kept} tokens a row: {times(llm['measured'])} of "
+                f"{times(llm['ideal'])}, {percent(llm['of_ideal'])}"
+            )
+    return [*lines, *crossovers(rows)]
+
+
+def meanings(rows: Sequence[Row]) -> list[str]:
+    """What the number in the column `budget` counts, for each method."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        names = found.setdefault(row["budget_meaning"], [])
+        names += [] if row["method"] in names else [row["method"]]
+    told = [f"{MEANINGS[meaning]} ({', '.join(names)})" for meaning, names in found.items()]
+    return [f"budget: {'; '.join(told)}"] if told else []
+
+
+def missing(rows: Sequence[Row]) -> list[str]:
+    """Why rows have no figures, where a table has no room for it."""
+    told = [f"{label(row)}: {row['failed']}: {row['why']}" for row in rows if "why" in row]
+    return list(dict.fromkeys(told))
+
+
+def crossovers(rows: Sequence[Row]) -> list[str]:
+    """Where whole answers behind the localizer, one after the other, beat dense: with an interval above 1."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for row in rows:
+        if row["localizer"] is None or "answers" not in row:
+            continue
+        lengths = sorted(int(length) for length in row["answers"] if length != "step")
+        wins = [n for n in lengths if row["answers"][str(n)]["speedup"]["localizer"]["interval"][0] > 1]
+        found.setdefault((label(row), row["batch"]), []).append(f"at {row['budget']} {_where(wins, lengths)}")
+    return [
+        f"{name}, batch {batch}, localizer first: the total beats dense (interval above 1) {', '.join(told)}"
+        for (name, batch), told in found.items()
+    ]
+
+
+def _where(wins: Sequence[int], lengths: Sequence[int]) -> str:
+    """Some of the measured lengths, in words."""
+    measured = f"{lengths[0]} to {lengths[-1]}" if len(lengths) > 1 else str(lengths[0])
+    if not wins:
+        return f"never in the measured range ({measured} new tokens)"
+    if len(wins) == len(lengths):
+        return f"at all measured lengths ({measured} new tokens)"
+    if list(wins) == lengths[-len(wins) :]:
+        return f"from {wins[0]} new tokens on"
+    if list(wins) == lengths[: len(wins)]:
+        return f"up to {wins[-1]} new tokens"
+    return f"with {' and '.join(map(str, wins))} new tokens only"
