@@ -12,6 +12,7 @@ NAMES = {
     "llava_next": "tiny LLaVA-NeXT: the tiny LLaVA's parts on up to five crops, 576 tokens each, briefly tuned",
     "qwen2_vl": "tiny Qwen2-VL: answers them over about 64 merged tokens",
     "localizer": "the localizer, fine-tuned from the tiny Qwen2-VL",
+    "visionzip_tuned": "the tiny LLaVA with a projector tuned to the 64 tokens that VisionZip leaves (VisionZip‡)",
     "plc": "PLC: compressor and language model, trained together from the tiny LLaVA; 68 visual tokens",
     "plc_no_anchor": 'PLC without anchor tokens, the ablation "w/o X^r"',
 }
