@@ -17,6 +17,7 @@ from cropl.data.plan import ORDER_VERSION, Plan, evaluation_batches
 from cropl.data.predicted import PredictedRegions
 from cropl.data.shards import ShardReader
 from cropl.data.stream import Collate, SampleStream, StartMethod, StreamLoader
+from cropl.datamodules.ahead import localized_ahead
 from cropl.datamodules.position import StreamPosition, check_limits
 
 
@@ -161,13 +162,13 @@ class ShardsDataModule(L.LightningDataModule):
         """Every validation sample once; repetitions that fill the last batch are marked."""
         return self._evaluation("val") if "val" in self.readers else []
 
-    def test_dataloader(self) -> StreamLoader:
+    def test_dataloader(self) -> Any:
         """Every test sample once; repetitions that fill the last batch are marked."""
-        return self._evaluation("test")
+        return localized_ahead(self._evaluation("test"), self.trainer)
 
-    def predict_dataloader(self) -> StreamLoader:
+    def predict_dataloader(self) -> Any:
         """The test samples."""
-        return self._evaluation("test")
+        return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it is a position in."""

@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, DistributedSampler
 
 from cropl.data.sample import Sample
+from cropl.datamodules.ahead import localized_ahead
 from cropl.testbed import weights
 from cropl.testbed.cache import CachedScene, SceneCache
 from cropl.testbed.samples import samples
@@ -142,9 +143,10 @@ class TestbedQuestions(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         self.samples = samples(self.split, self.count)
 
-    def test_dataloader(self) -> MarkedBatches:
+    def test_dataloader(self) -> Any:
         place = _place(self.trainer)
-        return MarkedBatches(self.samples, self.batch_size, place["rank"], place["num_replicas"])
+        batches = MarkedBatches(self.samples, self.batch_size, place["rank"], place["num_replicas"])
+        return localized_ahead(batches, self.trainer)
 
     predict_dataloader = test_dataloader
 

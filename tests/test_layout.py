@@ -39,7 +39,7 @@ ALLOWED = {
     "parallel": LEAF,
     "callbacks": LEAF | {"metrics", "parallel"},
     "datamodules": LEAF | {"data", "testbed"},
-    "modules": BASE | {"models", "pruning", "parallel"},
+    "modules": BASE | {"models", "pruning", "parallel", "evaluation"},
     "evaluation": BASE | {"benchmarks", "pruning", "models"},
     "bench": BASE | {"benchmarks", "pruning", "models", "evaluation"},
     "integrations": BASE | {"benchmarks", "pruning", "models", "evaluation"},

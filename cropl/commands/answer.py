@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cropl.commands.answer_files import count_lines, read_done, read_questions, row_of
+from cropl.commands.answer_files import check_keys, read_questions, row_of
 from cropl.commands.answer_options import STDIN, Options, read
+from cropl.commands.answer_resume import drop_replaced, read_done
 from cropl.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def run(args: Sequence[str]) -> int:
-    """The command; returns its exit code: 1 if not a single question could be answered."""
+    """The command; returns its exit code: 1 if not a single question is answered."""
     options = read(args)
     if options is None:
         return 0
@@ -33,17 +34,22 @@ def run(args: Sequence[str]) -> int:
         total, images = None, options.images or Path()
         if options.questions != STDIN:
             lines = opened.enter_context(open(options.questions, "rb"))
-            total, images = max(count_lines(lines) - len(done), 0), options.images or Path(options.questions).parent
+            keys = check_keys(lines, options.questions, done)
+            total, images = len(keys.keys() - done.keys()), options.images or Path(options.questions).parent
+            if options.resume and options.out is not None:
+                opened.callback(drop_replaced, options.out, keys)
         if total == 0:
             print("cropl: nothing to answer" if not done else "cropl: everything is answered", file=sys.stderr)
             return 0
         stream = opened.enter_context(_start(options, read_questions(lines, images, done)))
         # Line by line, so that whoever is stopped loses no answer, and whoever reads along waits for none.
         out = sys.stdout if options.out is None else opened.enter_context(open(options.out, "a", encoding="utf-8"))
-        return _write(stream, out, total)
+        failed = _write(stream, out, total)
+        return FAILED if failed and not done else 0
 
 
-def _write(stream: Pipeline, out: Any, total: int | None) -> int:
+def _write(stream: Pipeline, out: Any, total: int | None) -> bool:
+    """Write the answers as they come, and tell of them; whether there was not one, for errors."""
     from cropl.evaluation.progress import Stages
 
     reasons: dict[str, str] = {}
@@ -67,7 +73,7 @@ def _write(stream: Pipeline, out: Any, total: int | None) -> int:
     if stream.errors:
         told.append(f"{stream.errors:,} not answered ({reasons['error']})")
     print("cropl: " + "; ".join(told), file=sys.stderr)
-    return FAILED if stream.errors and not answered else 0
+    return bool(stream.errors and not answered)
 
 
 def _start(options: Options, questions: Any) -> Pipeline:

@@ -1,12 +1,13 @@
-"""The files of `cropl answer`: lines of questions in, lines of answers out, as many as there are of them so far."""
+"""The files of `cropl answer`: lines of questions in, lines of answers out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cropl.commands.answer_resume import Asked
 from cropl.errors import UsageError
 from cropl.grid import Region
 
@@ -14,18 +15,46 @@ Question = tuple[Any, str, str, str]
 """Image, or the error in its place; question; key; image as the line names it."""
 
 
-def read_questions(lines: Iterable[bytes], images: Path, done: Mapping[str, str] | None = None) -> Iterator[Question]:
+def read_questions(lines: Iterable[bytes], images: Path, done: Container[str] = ()) -> Iterator[Question]:
     """The questions of a file or stream; a line that is none comes with its error.
 
     Args:
         lines: JSON objects, or image, question and perhaps a key between tabs; empty ones are passed over.
         images: folder of relative images.
-        done: keys that are left out, with their questions.
+        done: keys that are left out.
+    """
+    return (question for _, question in _numbered(lines, images) if question[2] not in done)
+
+
+def check_keys(file: BinaryIO, path: str, done: Mapping[str, Asked]) -> dict[str, int]:
+    """The keys of a file of questions, with their lines; the file stands at its beginning again.
+
+    Args:
+        file: opened, see `read_questions`.
+        path: its name.
+        done: what the keys that are answered already asked.
 
     Raises:
-        UsageError: a key of `done` has another question here.
+        UsageError: two lines have the same key, or a key of `done` asks something else here.
     """
-    done = done or {}
+    found: dict[str, int] = {}
+    for number, (_, question, key, image) in _numbered(file, Path()):
+        if key in found:
+            raise UsageError(
+                f"{path}:{number}: key {key!r} is also that of {path}:{found[key]}; give each question its own "
+                "(without one, it is the number of its line)"
+            )
+        if key in done and done[key] != (image, question):
+            raise UsageError(
+                f"{path}:{number}: the answer to {key!r} is another question's ({done[key][1]!r} about {done[key][0]}):"
+                " start a new file of answers"
+            )
+        found[key] = number
+    file.seek(0)
+    return found
+
+
+def _numbered(lines: Iterable[bytes], images: Path) -> Iterator[tuple[int, Question]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -35,10 +64,7 @@ def read_questions(lines: Iterable[bytes], images: Path, done: Mapping[str, str]
             image: Any = images / name
         except (ValueError, RecursionError) as error:
             image = ValueError(f"line {number} is no question: {error}")
-        if key not in done:
-            yield image, question, key, name
-        elif done[key] != question:
-            raise UsageError(f"line {number}: the answer to {key!r} is another question's: start a new file of answers")
+        yield number, (image, question, key, name)
 
 
 def _parsed(line: bytes, key: str) -> tuple[str, str, str]:
@@ -50,39 +76,8 @@ def _parsed(line: bytes, key: str) -> tuple[str, str, str]:
         fields = [*text.split("\t"), key][:3]
     if len(fields) < 3 or not all(isinstance(each, str) and each.strip() for each in fields):
         raise ValueError('expected {"image": "...", "question": "..."}, or image, tab, question')
+    "".join(fields).encode("utf-8")  # JSON can name halves of characters, which no file of answers could hold
     return fields[0], fields[1], fields[2]
-
-
-def read_done(path: Path) -> dict[str, str]:
-    """Key and question of every answer that is there; a last line that was cut off is removed.
-
-    Raises:
-        UsageError: a line is no answer.
-    """
-    if not path.exists():
-        return {}
-    done: dict[str, str] = {}
-    whole = 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            try:
-                row = json.loads(line)
-                done[row["key"]] = row["question"]
-            except (ValueError, KeyError, TypeError):
-                raise UsageError(f"{path}: line {number} is no answer; give another file") from None
-            whole += len(line)
-    with open(path, "rb+") as file:
-        file.truncate(whole)
-    return done
-
-
-def count_lines(file: BinaryIO) -> int:
-    """Lines that are not empty; the file stands at its beginning again."""
-    found = sum(bool(line.strip()) for line in file)
-    file.seek(0)
-    return found
 
 
 def row_of(result: Any) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cropl.commands.arguments import Parser
+from cropl.commands.arguments import Parser, integer, number
 from cropl.commands.ask_options import GROUNDING, LOCALIZER, MODEL
 from cropl.errors import UsageError
 from cropl.evaluation.arms import check_budget
@@ -20,7 +18,8 @@ Answers a file or stream of questions about images: while one batch is answered,
 works on those behind it. One bad image never stops the rest: its line says what is wrong."""
 EPILOG = """\
 QUESTIONS has a line for each question: {"image": "a.jpg", "question": "..."} or image, tab, question. A "key", or a
-third column, names it (default: the number of its line). Relative images lie beside the file, or in --images.
+third column, names it, and no other (default: the number of its line). Relative images lie beside the file, or in
+--images.
 
 Each line of ANSWERS has key, image, question, answer, region, kept and total visual tokens, seconds; `fallback` says
 why every token was kept, `error` why there is no answer. The file serves as `regions` of a study.
@@ -85,17 +84,17 @@ def read(args: Sequence[str]) -> Options | None:
     if options.resume and (options.out is None or options.questions == STDIN):
         raise UsageError("--resume continues a file of answers from the file of questions: give both")
     for name, least in (("batch_size", 1), ("window", 1), ("ahead", 1), ("max_new_tokens", 1)):
-        setattr(options, name, _number(name, vars(given)[name], int, least))
+        setattr(options, name, integer(name, vars(given)[name], least))
     for name, least in (("layer", 0), ("threads", 1)):
         if vars(given)[name] is not None:
-            setattr(options, name, _number(name, vars(given)[name], int, least))
-    options.timeout = _number("timeout", given.timeout, float, 0)
+            setattr(options, name, integer(name, vars(given)[name], least))
+    options.timeout = number("timeout", given.timeout)
     if given.factor is not None:
-        options.factor = _number("factor", given.factor, float, 0)
+        options.factor = number("factor", given.factor)
         if options.factor == 0 or options.budget is not None:
             raise UsageError("--factor scales regions, above 0, instead of --budget: give one of the two")
     if given.budget is not None:
-        options.budget = _number("budget", given.budget, int if given.budget.isdigit() else float, 0)
+        options.budget = number("budget", given.budget)
         check_budget(options.budget, "--budget")
     if options.localizer is None and options.zero_shot is None and options.model.startswith("testbed:"):
         options.localizer = LOCALIZER
@@ -106,7 +105,7 @@ def _parser() -> Parser:
     parser = Parser("answer", DESCRIPTION, EPILOG)
     parser.add_argument("questions", metavar="QUESTIONS", help="JSONL or TSV file; - is standard input")
     parser.add_argument("-o", "--out", metavar="ANSWERS", help="JSONL file (default: standard output)")
-    parser.add_argument("--resume", action="store_true", help="keep what ANSWERS has, and answer the rest")
+    parser.add_argument("--resume", action="store_true", help="keep the answers of ANSWERS; answer what has none")
     parser.add_argument("--images", metavar="FOLDER", help="of relative images (default: that of QUESTIONS)")
     parser.add_argument("--model", metavar="NAME_OR_PATH", default=MODEL, help=f"model that answers (default: {MODEL})")
     where = parser.add_mutually_exclusive_group()
@@ -130,17 +129,6 @@ def _parser() -> Parser:
     parser.add_argument("--threads", metavar="N", help="of the localizer's process (default: half of all, on a CPU)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or auto (default: float32 on a CPU, else auto)")
     return parser
-
-
-def _number(name: str, text: str, kind: Callable[[str], Any], least: int) -> Any:
-    flag = f"--{name.replace('_', '-')}"
-    try:
-        value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value >= least):
-        raise UsageError(f"{flag} {text}: must be {'an integer' if kind is int else 'a number'}, at least {least}")
-    return value
 
 
 def _out(text: str, resume: bool) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,35 @@ class Parser(argparse.ArgumentParser):
             return self.parse_args(list(args))
         except HelpShown:
             return None
+
+
+def integer(name: str, text: str, least: int = 0) -> int:
+    """The integer that the option `name` was given; UsageError for other text, and below `least`."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise UsageError(f"{_flag(name)} {text}: must be an integer, at least {least}")
+    return value
+
+
+def number(name: str, text: str, least: float = 0) -> int | float:
+    """The number that the option `name` was given, as an integer where it is written as one; UsageError as above."""
+    try:
+        value: int | float = int(text)
+    except ValueError:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+    if not least <= value < math.inf:
+        raise UsageError(f"{_flag(name)} {text}: must be a number, at least {least}")
+    return value
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def check_writable(out: Path) -> None:

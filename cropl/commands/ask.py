@@ -63,7 +63,7 @@ def run(args: Sequence[str]) -> int:
         method = _method_name(options)
         vlm = open_vlm(options.model, options.device, options.dtype)
         layer = _layer(options, method, vlm)
-        grid = vlm.inputs([image], [options.question]).grids[0]
+        grid = vlm.token_maps([image.size])[0]
         if isinstance(options.budget, int) and options.budget > grid.num_tokens:
             raise UsageError(
                 f"--budget {options.budget}: this image has {grid.num_tokens} visual tokens; give at most that"

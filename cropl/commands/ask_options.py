@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cropl.commands.arguments import Parser
+from cropl.commands.arguments import Parser, integer, number
 from cropl.errors import UsageError
 from cropl.evaluation.arms import check_budget
 from cropl.grid import Region
@@ -60,13 +60,13 @@ def read(args: Sequence[str]) -> Options | None:
     options.region = None if given.region is None else Region.parse(given.region)
     options.regions = None if given.regions is None else _file(given.regions)
     options.overlay = None if given.overlay is None else _overlay(given.overlay)
-    options.layer = None if given.layer is None else _integer("--layer", given.layer, 0)
-    options.max_new_tokens = _integer("--max-new-tokens", given.max_new_tokens, 1)
+    options.layer = None if given.layer is None else integer("layer", given.layer, 0)
+    options.max_new_tokens = integer("max_new_tokens", given.max_new_tokens, 1)
     for flag in ("budget", "localizer", "region", "regions", "zero_shot"):
         if options.method == "dense" and vars(given)[flag] is not None:
             raise UsageError(f"--{flag.replace('_', '-')} has no effect with --method dense, which keeps every token")
     if given.budget is not None:
-        options.budget = _number(given.budget)
+        options.budget = number("budget", given.budget)
         check_budget(options.budget, "--budget")
     return options
 
@@ -95,25 +95,6 @@ def _parser() -> Parser:
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or auto (default: float32 on a CPU, else auto)")
     return parser
-
-
-def _integer(flag: str, text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise UsageError(f"{flag} {text}: must be an integer, at least {least}")
-    return value
-
-
-def _number(text: str) -> int | float:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    raise UsageError(f"--budget {text}: must be a number of tokens, or a share in (0, 1]")
 
 
 def _file(text: str) -> Path:

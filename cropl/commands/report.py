@@ -1,7 +1,8 @@
 """cropl report RUN [RUN ...] -o DIR: the tables and plots of stored runs of `cropl evaluate`.
 
 Writes, for each run, its rows (NAME.json), its tables in the shapes of the paper's (NAME.md) and its plots of accuracy
-against tokens, FLOPs and seconds (NAME_tokens.svg, ...). Nothing is answered again."""
+against tokens, FLOPs and seconds, of the language model alone and in total (NAME_tokens.svg, ...).
+Nothing is answered again."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from typing import Any
 
 from cropl.commands.arguments import Parser, check_writable
 from cropl.errors import UsageError
+from cropl.evaluation.row_check import check_results
 
 EPILOG = """RUN is a folder that `cropl evaluate` wrote, or its results.json. NAME is the name of the folder.
 
@@ -43,7 +45,7 @@ def run(args: Sequence[str]) -> int:
         plots = {against: plot(rows, against, frontier=True) for against in AXES}
         drawn = {against: svg for against, svg in plots.items() if svg}
         for against, svg in drawn.items():
-            write_atomically(out / f"{name}_{against}.svg", svg)
+            write_atomically(out / f"{name}_{against.replace(' ', '_')}.svg", svg)
         write_json(out / f"{name}.json", results)
         write_atomically(out / f"{name}.md", page(results, name, list(drawn)))
         print(f"{out / name}.md: {len(rows)} rows, {len(drawn)} plots")
@@ -61,8 +63,8 @@ def _results(run: str) -> Path:
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not readable as JSON ({error}); run `cropl evaluate` again") from None
-    if not isinstance(results, dict) or not isinstance(results.get("rows"), list) or not results["rows"]:
-        raise UsageError(f"{path}: holds no rows; give the results.json of `cropl evaluate`")
-    return results
+    check_results(results, str(path))
+    checked: Mapping[str, Any] = results
+    return checked

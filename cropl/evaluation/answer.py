@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from cropl.evaluation.arm_run import Run
 from cropl.evaluation.pictures import by_image, controlled, displayed
-from cropl.evaluation.plan import Run
 from cropl.metrics.cost import kv_bytes
 from cropl.models.inputs import VLMInputs
 from cropl.models.vlm import VLM

@@ -87,7 +87,7 @@ class Arm:
         parts += [self.positions if self.positions and self.method != "prune" else None]
         options = {name: value for name, value in self.options.items() if value != self.model}
         preset = PRESETS.get(self.method, {})
-        parts += [f"{name}={_short(value)}" for name, value in sorted(options.items()) if preset.get(name) != value]
+        parts += [f"{name}={short(value)}" for name, value in sorted(options.items()) if preset.get(name) != value]
         return "-".join(part for part in parts if part)
 
     @property
@@ -103,12 +103,12 @@ class Arm:
         return list(self.seeds) or [None]
 
 
-def _short(value: Any) -> str:
-    """An argument as a key tells it: "ILP(layer=1)+FastV(layer=3,tokens=32)" for a list of classes."""
+def short(value: Any) -> str:
+    """An argument as keys and names tell it: "ILP(layer=1)+FastV(layer=3,tokens=32)" for a list of classes."""
     if isinstance(value, Mapping) and "class_path" in value:
-        given = ",".join(f"{name}={_short(one)}" for name, one in sorted((value.get("init_args") or {}).items()))
+        given = ",".join(f"{name}={short(one)}" for name, one in sorted((value.get("init_args") or {}).items()))
         return f"{str(value['class_path']).rpartition('.')[2]}({given})"
-    return "+".join(map(_short, value)) if isinstance(value, list) else str(value)
+    return "+".join(map(short, value)) if isinstance(value, list) else str(value)
 
 
 def _model_names(models: Sequence[str]) -> dict[str, str]:

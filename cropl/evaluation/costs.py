@@ -15,7 +15,7 @@ from PIL import Image
 
 from cropl.errors import UsageError
 from cropl.evaluation.answer import Answers
-from cropl.evaluation.plan import Run
+from cropl.evaluation.arm_run import Run
 from cropl.grid import GRID, Region, TokenGrid
 from cropl.metrics import cost
 from cropl.models.localizer import MAX_NEW_TOKENS

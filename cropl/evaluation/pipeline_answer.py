@@ -131,7 +131,4 @@ class Answerer:
             return 0
 
     def _new_grid(self, size: tuple[int, int]) -> Any:
-        try:
-            return self.vlm.token_grids([size])[0]
-        except ValueError:  # of a family whose grid follows the processed image: only the size counts
-            return self.vlm.inputs([Image.new("RGB", size)], ["?"]).grids[0]
+        return self.vlm.token_maps([size])[0]

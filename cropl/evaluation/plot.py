@@ -64,7 +64,7 @@ def accuracy_plot(
     def y(accuracy: float) -> float:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (accuracy - low_y) / (high_y - low_y)
 
-    longer = max(0, 9 * (max(len(one.name) for one in series) - 22)) if series else 0  # names beyond the legend's room
+    longer = max(0, 9 * (max(len(one.name) for one in series) - 21)) if series else 0  # names beyond the legend's room
     parts = [
         f'<svg class="plot" viewBox="0 0 {WIDTH + longer} {HEIGHT}" role="img" '
         f'aria-label="Accuracy against {escape(axis.label)}" xmlns="http://www.w3.org/2000/svg">'
@@ -75,7 +75,7 @@ def accuracy_plot(
         parts.append(_text(LEFT - 10, y(i * step) + 4, f"{100 * i * step:.0f}", "end"))
     ticks: list[float] = []
     for cost in sorted({p[0] for p in points}):
-        if not ticks or x(cost) - x(ticks[-1]) > 8 * len(axis.text(cost)) + 2:
+        if not ticks or x(cost) - x(ticks[-1]) > 8 * len(axis.text(cost)) + 8:
             ticks.append(cost)
             parts.append(_line(x(cost), HEIGHT - BOTTOM, x(cost), HEIGHT - BOTTOM + 5, "#8a90a0"))
             parts.append(_text(x(cost), HEIGHT - BOTTOM + 20, axis.text(cost), "middle"))
@@ -149,7 +149,8 @@ def _text(x: float, y: float, text: str, anchor: str = "start", extra: str = "")
 def _marker(index: int, x: float, y: float, color: str) -> str:
     style = f'fill="{color}" stroke="#fff" stroke-width="1.2"'
     corners: tuple[tuple[float, float], ...]
-    match MARKERS[index % len(MARKERS)]:
+    # Shifted whenever the colours are used up, so that no two lines are alike.
+    match MARKERS[(index + index // len(COLORS)) % len(MARKERS)]:
         case "circle":
             return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" {style}/>'
         case "square":

@@ -16,6 +16,7 @@ from PIL import Image
 
 from cropl.evaluation import gallery, tables
 from cropl.evaluation.files import write_atomically
+from cropl.evaluation.names import name
 from cropl.evaluation.plot import TOKENS, Axis, Series, accuracy_plot
 
 Row = Mapping[str, Any]
@@ -71,7 +72,7 @@ def render(
         comparisons=tables.comparisons_html(results.get("comparisons", [])),
         kinds=tables.kinds_html(rows),
         groups=groups,
-        gallery_note=f"{tables.name(shown, rows)} at {shown['budget']} tokens on average, in the order of the data; "
+        gallery_note=f"{name(shown, rows)} at {shown['budget']} tokens on average, in the order of the data; "
         "nothing is picked by hand. Faded parts of an image are tokens that the later decoder layers never see."
         if shown
         else "",
@@ -91,18 +92,39 @@ def gallery_row(rows: Sequence[Row]) -> Row | None:
     return min(predicted or candidates, key=lambda row: row["budget"], default=None)
 
 
-AXES: Mapping[str, tuple[Callable[[Row], float], Axis]] = {
+def _total_milliseconds(row: Row) -> float | None:
+    """Milliseconds of a question with the tower's share and, where regions were predicted, the localizer's."""
+    if not row.get("images") or row.get("encode_seconds") is None:
+        return None
+    seconds = row["seconds"] / row["n"] + row["encode_seconds"] / row["images"]
+    if row["region_source"] == "predicted":
+        seconds += (row.get("localizer_seconds") or 0.0) / row["n"]
+    return float(1000 * seconds)
+
+
+AXES: Mapping[str, tuple[Callable[[Row], float | None], Axis]] = {
     "tokens": (lambda row: float(row["tokens_kept_mean"]), TOKENS),
     "flops": (
         lambda row: float(row["prefill_flops"]),
         Axis("prefill FLOPs of the language model, mean (log scale)", lambda value: tables.amount(value, "FLOP")),
     ),
+    "total flops": (
+        lambda row: row.get("prefill_flops_with_localizer"),
+        Axis(
+            "prefill FLOPs with vision tower and localizer, mean (log scale)",
+            lambda value: tables.amount(value, "FLOP"),
+        ),
+    ),
     "seconds": (
         lambda row: 1000 * float(row["seconds"]) / row["n"],
         Axis("milliseconds per question in the language model (log scale)", "{:.1f}".format, " ms"),
     ),
+    "total seconds": (
+        _total_milliseconds,
+        Axis("milliseconds per question with vision tower and localizer (log scale)", "{:.1f}".format, " ms"),
+    ),
 }
-"""What accuracy is plotted against: how a row tells it, and how it is written."""
+"""What accuracy is plotted against: how a row tells it (None where it does not), and how it is written."""
 
 
 def plot(rows: Sequence[Row], against: str = "tokens", frontier: bool = False) -> str:
@@ -114,12 +136,14 @@ def plot(rows: Sequence[Row], against: str = "tokens", frontier: bool = False) -
         unplaced = row["budget"] is None and row["method"] not in ("dense", "plc")
         if row.get("control") or row.get("infeasible") or unplaced:
             continue  # regions as they are have no budget, and so no line to lie on
-        point = (cost(row), row["accuracy"], *row["accuracy_ci95"])
+        if (at := cost(row)) is None:
+            continue
+        point = (at, row["accuracy"], *row["accuracy_ci95"])
         if row["method"] == "dense":
             dense = point
         elif row["layer"] is None or row["layer"] < row["num_layers"]:  # at K = L nothing is pruned
-            name = tables.name(row, rows)
-            series.setdefault(name, Series(name)).points.append(point)
+            called = name(row, rows)
+            series.setdefault(called, Series(called)).points.append(point)
     return accuracy_plot(list(series.values()), dense, axis, frontier) if series else ""
 
 
@@ -134,10 +158,10 @@ def _figures(results: Mapping[str, Any], dense: Row | None, shown: Row | None) -
         label = f"dense accuracy, {dense['tokens_kept_mean']:.0f} tokens"
         figures.append({"value": f"{100 * dense['accuracy']:.1f} %", "label": label})
     if shown is not None:
-        label = f"{tables.name(shown, results['rows'])}, {shown['tokens_kept_mean']:.0f} tokens"
+        label = f"{name(shown, results['rows'])}, {shown['tokens_kept_mean']:.0f} tokens"
         figures.append({"value": f"{100 * shown['accuracy']:.1f} %", "label": label})
         if shown["rel_acc"] is not None:
-            figures.append({"value": f"{shown['rel_acc']:.1f} %", "label": "RelAcc of that, against dense"})
+            figures.append({"value": f"{shown['rel_acc']:.1f} %", "label": "RelAcc of that"})
     if dense is not None and shown is not None:
         saved = 1 - shown["prefill_flops"] / dense["prefill_flops"]
         figures.append({"value": f"{100 * saved:.0f} %", "label": "fewer prefill FLOPs in the language model"})
@@ -158,6 +182,6 @@ def _controls_note(rows: Sequence[Row]) -> str:
     counts = [len(row["seeds"]) for row in random]
     most = max(counts, key=counts.count)
     usual = f"Random controls are means over {most} seeds" if most > 1 else "Random controls are runs of one seed"
-    others = {tables.name(row, rows): n for row, n in zip(random, counts, strict=True) if n != most}
-    named = "; ".join(f"{name}: {n} seed{'s' if n > 1 else ''}" for name, n in others.items())
+    others = {name(row, rows): n for row, n in zip(random, counts, strict=True) if n != most}
+    named = "; ".join(f"{each}: {n} seed{'s' if n > 1 else ''}" for each, n in others.items())
     return f"{usual} ({named})." if named else f"{usual}."

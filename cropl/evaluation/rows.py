@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cropl.evaluation.answer import Answers
+from cropl.evaluation.arm_run import Run
 from cropl.evaluation.arms import Arm
 from cropl.evaluation.costs import Costs
-from cropl.evaluation.plan import Run
+from cropl.evaluation.names import name
 from cropl.evaluation.study import Study
-from cropl.evaluation.tables import name
 from cropl.metrics.answer import exact_match
 from cropl.metrics.bootstrap import bootstrap_ci, paired_bootstrap_ci
 from cropl.metrics.relative import relative_accuracy

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 
 from cropl.errors import UsageError
 from cropl.evaluation import gallery, report, rows
 from cropl.evaluation.answer import Answers, answer_all
+from cropl.evaluation.arm_run import Run
 from cropl.evaluation.costs import Costs, fixed_costs, measure_costs
 from cropl.evaluation.facts import circumstances, peak_memory
 from cropl.evaluation.files import write_json, write_jsonl
 from cropl.evaluation.localize import Localized, localize, needs_boxes
 from cropl.evaluation.pictures import by_image, displayed
-from cropl.evaluation.plan import Run, check_arms, make_plan
+from cropl.evaluation.plan import check_arms, make_plan
 from cropl.evaluation.progress import Stages
 from cropl.evaluation.study import Study
 from cropl.metrics.answer import exact_match
@@ -127,9 +127,10 @@ def run_study(
 
 
 def _grids(vlm: VLM, samples: Sequence[Sample]) -> list[Tokens]:
-    """Where each question's visual tokens lie. Only the image's size counts: one empty picture per size will do."""
+    """Where each question's visual tokens lie: only the image's size counts."""
     sizes = [(sample.width, sample.height) for sample in samples]
-    known = {size: vlm.inputs([Image.new("RGB", size)], ["?"]).grids[0] for size in sorted(set(sizes))}
+    distinct = sorted(set(sizes))
+    known = dict(zip(distinct, vlm.token_maps(distinct), strict=True))
     return [known[size] for size in sizes]
 
 

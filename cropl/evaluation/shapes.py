@@ -1,7 +1,7 @@
 """Result rows in the shapes of the paper's tables: methods by budget, the pruning layer, region sources, prune or ILP.
 
-The paper's columns are benchmarks. Where a study has one, its kinds of questions take their place, and RelAcc is the
-mean over them of accuracy / dense accuracy, as the paper's is over its benchmarks.
+The paper's columns are benchmarks. A study has one, so its kinds of questions take their place; RelAcc stays what it is
+everywhere, of all questions of the benchmark.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cropl.evaluation.tables import budget, interval, name, percent
-from cropl.metrics.relative import relative_accuracy
+from cropl.evaluation.names import called, is_full, name, variant
+from cropl.evaluation.tables import RELACC, budget, interval, percent, relative
 
 Row = Mapping[str, Any]
 
@@ -24,11 +24,13 @@ class Shape:
         title: which of the paper's tables has this shape, and what it shows.
         heads: of the columns.
         groups: (label, lines) each; a line has one cell per head.
+        caption: what its columns mean, where that needs saying.
     """
 
     title: str
     heads: list[str]
     groups: list[tuple[str, list[list[str]]]] = field(default_factory=list)
+    caption: str = ""
 
     def markdown(self) -> str:
         """As a GitHub table; a group's label takes a line of its own."""
@@ -36,7 +38,7 @@ class Shape:
         for label, group in self.groups:
             lines.append(_line([f"*{label}*"] + [""] * (len(self.heads) - 1)))
             lines += [_line(cells) for cells in group]
-        return "\n".join([*lines, ""])
+        return "\n".join([*lines, "", *([self.caption, ""] if self.caption else [])])
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -69,12 +71,11 @@ def page(results: Mapping[str, Any], title: str, plots: Sequence[str] = ()) -> s
         f"{versions}, commit {first.get('commit')}",
     ]
     note = (
-        "Accuracies in %. RelAcc is the mean over kinds of questions of accuracy / dense accuracy. Tokens are those "
-        'that the last decoder layer sees ("kept"), and the mean over all layers. 95 % intervals, FLOPs, bytes and '
-        "seconds of every row are in the JSON file beside this page."
+        'Accuracies in %. Tokens are those that the last decoder layer sees ("kept"), and the mean over all layers. '
+        "95 % intervals, FLOPs, bytes and seconds of every row are in the JSON file beside this page."
     )
     parts = [f"# {title}", "", "; ".join(facts) + ".", "", note, ""]
-    parts += [f"![accuracy against {plot}]({title}_{plot}.svg)\n" for plot in plots]
+    parts += [f"![accuracy against {plot}]({title}_{plot.replace(' ', '_')}.svg)\n" for plot in plots]
     parts += [shape.markdown() for shape in shapes(results["rows"])]
     if results.get("comparisons"):
         parts.append(_comparisons(results["comparisons"]).markdown())
@@ -121,7 +122,9 @@ def by_layer(rows: Sequence[Row]) -> Shape:
         if len(layers) > 1:
             group.sort(key=lambda row: (row["method"] == "prune", -(row["layer"] or 0)))
             lines = [
-                [f"ILP (K = {row['layer']})" if row["method"] == "ilp" else "prune", *_cells(row, rows)[1:]]
+                [_joined(f"{called(row)} (K = {row['layer']})", variant(row, rows)), *_cells(row, rows)[1:]]
+                if row["method"] == "ilp"
+                else [called(row), *_cells(row, rows)[1:]]
                 for row in group
             ]
             shape.groups.append((_asked(group[0]), lines))
@@ -135,16 +138,19 @@ def by_source(rows: Sequence[Row]) -> Shape:
     shape.heads += [{"gt": "GT", "predicted": "Pred", "center": "Center", "random": "Random"}[s] for s in sources]
     dense = _dense(rows)
     ilp = [row for row in _pruned(rows) if row["method"] == "ilp" and row["budget"] is not None]
-    for layer in sorted({row["layer"] for row in ilp}):
+    runs = {
+        row["arm"]: (row["layer"], _joined(f"{called(row)}, K = {row['layer']}", variant(row, rows))) for row in ilp
+    }
+    for run in sorted(set(runs.values())):
         lines = []
         for key in _budgets(ilp):
-            found = {row["region_source"]: row for row in ilp if _budget_key(row) == key and row["layer"] == layer}
+            found = {row["region_source"]: row for row in ilp if _budget_key(row) == key and runs[row["arm"]] == run}
             if dense is not None and len(found) > 1:
                 label = budget(next(iter(found.values())))
                 cells = [percent(found[s]["accuracy"]) if s in found else "-" for s in sources]
                 lines.append([label, percent(dense["accuracy"]), *cells])
         if lines:
-            shape.groups.append((f"ILP, K = {layer}", lines))
+            shape.groups.append((run[1], lines))
     # One group is enough here: its columns are what is compared.
     return Shape(shape.title, shape.heads, [("accuracy, %", []), *shape.groups]) if shape.groups else shape
 
@@ -166,6 +172,10 @@ def by_strategy(rows: Sequence[Row]) -> Shape:
     return shape
 
 
+def _joined(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
 def _with_dense(rows: Sequence[Row], title: str) -> Shape:
     dense = _dense(rows)
     kinds = [] if dense is None else sorted(dense["accuracy_by_kind"])
@@ -173,21 +183,19 @@ def _with_dense(rows: Sequence[Row], title: str) -> Shape:
     if dense is None:
         return Shape(title, heads)
     label = f"upper bound, {dense['tokens_kept_mean']:.0f} tokens"
-    return Shape(title, heads, [(label, [_cells(dense, rows)])])
+    return Shape(title, heads, [(label, [_cells(dense, rows)])], RELACC)
 
 
 def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
     dense = _dense(rows)
     assert dense is not None
     kinds = sorted(dense["accuracy_by_kind"])
-    called = name(row, rows)
     if row.get("infeasible"):
-        return [called, *["-"] * len(kinds), "infeasible", "-", "-", "-"]
+        return [name(row, rows), *["-"] * len(kinds), "infeasible", "-", "-", "-"]
     scores = {kind: score["accuracy"] for kind, score in row["accuracy_by_kind"].items()}
-    reference = {kind: score["accuracy"] for kind, score in dense["accuracy_by_kind"].items() if score["accuracy"] > 0}
-    relative = f"{relative_accuracy(scores, reference):.1f}" if reference else "-"
     tokens = [f"{row['tokens_kept_mean']:.1f}", f"{row['layer_average_tokens']:.0f}"]
-    return [called, *(percent(scores.get(kind)) for kind in kinds), percent(row["accuracy"]), relative, *tokens]
+    by_kind = [percent(scores.get(kind)) for kind in kinds]
+    return [name(row, rows), *by_kind, percent(row["accuracy"]), relative(row), *tokens]
 
 
 def _dense(rows: Sequence[Row]) -> Row | None:
@@ -196,21 +204,13 @@ def _dense(rows: Sequence[Row]) -> Row | None:
 
 def _pruned(rows: Sequence[Row]) -> list[Row]:
     """Rows that drop something, infeasible ones too."""
-    return [
-        row
-        for row in rows
-        if row["method"] != "dense" and not row.get("control") and (row["layer"] is None or not _is_full(row))
-    ]
+    return [row for row in rows if row["method"] != "dense" and not row.get("control") and not is_full(row)]
 
 
 def _usual(rows: Sequence[Row]) -> int | None:
     """K of ILP at most budgets, the smallest of several: a sweep over K stands at one budget."""
     layers = [row["layer"] for row in rows if row["method"] == "ilp"]
     return max(sorted(set(layers)), key=layers.count, default=None)
-
-
-def _is_full(row: Row) -> bool:
-    return bool(row["layer"] == row.get("num_layers"))
 
 
 def _asked(row: Row) -> str:

@@ -9,70 +9,15 @@ from typing import Any
 
 from rich.table import Table
 
+from cropl.evaluation.names import name
+
 Row = Mapping[str, Any]
 
-SOURCES = {
-    "gt": "true regions",
-    "predicted": "predicted regions",
-    "center": "centre regions",
-    "random": "random regions",
-    "file": "regions from a file",
-    "zero_shot": "zero-shot regions",
-}
-CONTROLS = {
-    "blank_image": "dense, no image content",
-    "evidence_masked": "dense, evidence masked",
-    "evidence_only": "dense, evidence only",
-}
-
-METHODS = {
-    "divprune": "DivPrune",
-    "fastv": "FastV",
-    "hybrid": "hybrid",
-    "ilp": "ILP",
-    "plc": "PLC",
-    "pyramiddrop": "PyramidDrop",
-    "random": "random tokens",
-    "sparsevlm": "SparseVLM",
-    "sparsevlm+": "SparseVLM+",
-    "uniform": "uniform tokens",
-    "vispruner": "VisPruner",
-    "visionzip": "VisionZip",
-}
-
-FIXED = ("dense", "plc", "prune")
-"""Methods that leave no choice of K and positions."""
-
-
-def name(row: Row | None, rows: Sequence[Row] = ()) -> str:
-    """What a person calls the run of a row: "ILP, predicted regions", "random tokens", ...
-
-    K and the positions are part of it where they differ among those of the same method in `rows`, the study's rows.
-    """
-    if row is None:
-        return ""
-    if row.get("control"):
-        return CONTROLS.get(row["control"], f"dense, {row['control']}")
-    method = METHODS.get(row["method"], str(row["method"]))
-    if row.get("model_name"):
-        method += f" ({row['model_name']})"
-    source = SOURCES.get(row["region_source"], "" if row["region_source"] == "none" else row["region_source"])
-    layer = positions = ""
-    if row["method"] not in FIXED:
-        others = [other for other in rows if other["method"] == row["method"]]
-        layers = {other["layer"] for other in others if other["layer"] is not None and not _is_full(other)}
-        if _is_full(row):
-            layer = "K = L"
-        elif len(layers) > 1 and row["layer"] is not None:
-            layer = f"K = {row['layer']}"
-        if len({other["positions"] for other in others if other.get("positions")}) > 1 and row.get("positions"):
-            positions = f"{row['positions']} positions"
-    return ", ".join(part for part in (method, layer, source, positions) if part)
-
-
-def _is_full(row: Row) -> bool:
-    """Whether every layer sees every token, K = L."""
-    return row["layer"] is not None and row["layer"] == row.get("num_layers")
+RELACC = (
+    "RelAcc is 100 times accuracy / dense accuracy over all questions: the paper's mean of such ratios over "
+    "benchmarks, of the one benchmark of this study."
+)
+"""What every table with such a column says of it."""
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -115,6 +60,11 @@ def budget(row: Row) -> str:
     return f"{text} per layer" if row["budget_meaning"] == "layer_average" else text
 
 
+def relative(row: Row) -> str:
+    """RelAcc of a row: "98.6"; "-" where it has none."""
+    return "-" if row["rel_acc"] is None else f"{row['rel_acc']:.1f}"
+
+
 def _cells(row: Row) -> list[str]:
     if row.get("infeasible"):
         return ["infeasible", "", "", "", "", "", "", ""]
@@ -125,7 +75,7 @@ def _cells(row: Row) -> list[str]:
     return [
         percent(row["accuracy"]),
         interval(row["accuracy_ci95"]),
-        "-" if row["rel_acc"] is None else f"{row['rel_acc']:.1f}",
+        relative(row),
         kept,
         spread,
         f"{row['layer_average_tokens']:.0f}",
@@ -165,7 +115,8 @@ def results_html(rows: Sequence[Row]) -> str:
         body.append(f'<tr class="{classes}"><td>{escape(name(row, rows))}</td>{line}</tr>')
         last = group
     head = "".join(f"<th{' class=n' if i else ''}>{escape(text)}</th>" for i, text in enumerate(heads))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    caption = f'<caption style="caption-side: bottom; text-align: left">{escape(RELACC)}</caption>'
+    return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def kinds_html(rows: Sequence[Row]) -> str:
@@ -223,13 +174,20 @@ def provenance_html(row: Row, results: Mapping[str, Any]) -> str:
 
 def results_table(rows: Sequence[Row], title: str) -> Table:
     """The same table for the terminal."""
-    table = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
+    table = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        title_style="bold",
+        caption=RELACC,
+        caption_justify="left",
+    )
     table.add_column("run", no_wrap=True)
     for head in ("K", "budget", "acc %", "95 %", "RelAcc", "kept", "per layer", "prefill", "KV", "s"):
         table.add_column(head, justify="right", no_wrap=True)
     last = None
     for row in rows:
-        group = (row["method"], row["region_source"], row["layer"], row.get("positions"))
+        group = (name(row, rows), row["layer"])
         if last is not None and group != last:
             table.add_section()
         last = group

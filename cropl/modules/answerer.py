@@ -7,13 +7,16 @@ out, so one process and several give the same numbers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import multiprocessing
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
 from PIL import Image
 
+from cropl.errors import RunError
+from cropl.evaluation.localized_ahead import LocalizedAhead
 from cropl.grid import Region
 from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy, exact_match
 from cropl.metrics.area import AreaRecall
@@ -26,6 +29,8 @@ from cropl.testbed import weights
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
 
+LOCALIZER = "cropl localizer"
+"""The name of the localizer's process. It imports the script that started it, and may wait there for other ranks."""
 _log = logging.getLogger(__name__)
 
 RECALL = ("mean_recall", "recall_gt_0.5", "recall_gt_0.7", "recall_gt_0.9")
@@ -45,13 +50,20 @@ class AnswererModule(L.LightningModule):
         max_new_tokens: longest answer.
         seed: of random regions.
         kinds: the kinds of questions that may occur.
+        ahead: batches that the localizer may be ahead of the one that is answered; 0 localizes and answers in turn. A
+            localizer that is named then runs in a process of its own (as float32, whatever the trainer's precision), a
+            loaded one in a thread. Regions and answers are the same. Each rank has its own.
+        localizer_threads: of torch in the localizer's process; None is half of this one's.
 
     Batches are lists of `Sample`s, or `{"samples": [...], "valid": [bool, ...]}`; padding is marked in either place.
+    With `ahead` they also hold `regions`: data modules of cropl see to it, see `localized_ahead` for other loaders.
     Recall is over the `recall_n` questions that have evidence boxes, and left out where none has.
 
     Raises:
         ValueError: a region source without the localizer that it needs, or a method that needs regions without one;
-            at the end of a test, true regions of questions none of which has boxes.
+            `ahead` where nothing is localized, or batches without regions despite it; at the end of a test, true
+            regions of questions none of which has boxes.
+        RunError: with `ahead`: the localizer cannot be loaded, is lost, or fails.
     """
 
     def __init__(
@@ -64,6 +76,8 @@ class AnswererModule(L.LightningModule):
         max_new_tokens: int = 16,
         seed: int = 0,
         kinds: Sequence[str] = QUESTION_KINDS,
+        ahead: int = 0,
+        localizer_threads: int | None = None,
     ) -> None:
         super().__init__()
         needs_regions = method is not None and method.needs_request
@@ -71,14 +85,20 @@ class AnswererModule(L.LightningModule):
             raise ValueError(f"method {method.name!r} needs a region_source other than 'none'")  # type: ignore[union-attr]
         if needs_regions and region_source in ("predicted", "center", "random") and localizer is None:
             raise ValueError(f"region_source {region_source!r} needs a localizer")
+        localizes = needs_regions and region_source != "gt"
+        _check_ahead(ahead, localizer_threads, localizes, isinstance(localizer, str))
         self.vlm = load_vlm(weights.resolve(model), device="cpu") if isinstance(model, str) else model
         self.answering = self.vlm.model.requires_grad_(False).eval()
-        self.localizer: Localizer | None = None
-        if needs_regions and region_source != "gt":
-            if isinstance(localizer, str):
+        self.ahead, self.localizer_threads = ahead, localizer_threads
+        self.localizer: Localizer | str | None = None
+        if localizes:
+            if isinstance(localizer, str) and not ahead:  # ahead, another process loads it
                 localizer = Localizer.from_pretrained(weights.resolve(localizer), device="cpu")
-            assert localizer is not None
-            self.localizer, self.locating = localizer, localizer.vlm.model.requires_grad_(False).eval()
+            self.localizer = localizer
+        if self.localizer is not None and not isinstance(self.localizer, str):
+            self.locating = self.localizer.vlm.model.requires_grad_(False).eval()
+            if ahead and self.locating is self.answering:
+                raise ValueError("ahead: localizer and model are one model, which cannot compute twice at a time")
         if isinstance(budget, float) and budget > 1 and budget.is_integer():
             # A recipe's 64 can arrive as 64.0: Python caches unions as sets, so whether the parser tries int or float
             # first depends on what else was imported. Above 1 only a count can be meant.
@@ -88,8 +108,25 @@ class AnswererModule(L.LightningModule):
         self.accuracy, self.recall = AnswerAccuracy(kinds), AreaRecall()
         self._warned = False
 
-    def regions(self, images: Sequence[Image.Image], samples: Sequence[Sample]) -> list[Region] | None:
-        """The region of each sample; None for a method that needs none."""
+    def localized_ahead(self, loader: Iterable[Any]) -> Iterable[Any]:
+        """The loader's batches with their regions, found up to `ahead` batches in front; the loader itself for 0."""
+        if not self.ahead:
+            return loader
+        assert self.localizer is not None
+        return LocalizedAhead(loader, self.localizer, self.ahead, str(self.device), self.localizer_threads)
+
+    def regions(
+        self, images: Sequence[Image.Image], samples: Sequence[Sample], located: Sequence[Region] | None = None
+    ) -> list[Region] | None:
+        """The region of each sample; None for a method that needs none.
+
+        Args:
+            images, samples: the questions.
+            located: what the localizer found for them beforehand; None asks it now.
+
+        Raises:
+            ValueError: it would have to be asked now, despite `ahead`.
+        """
         if self.method is None or not self.method.needs_request:
             return None
         source: sources.RegionSource = sources.GroundTruth()
@@ -101,20 +138,32 @@ class AnswererModule(L.LightningModule):
                     "sample %r has no evidence boxes, maybe others: its true region is the whole image", missing
                 )
         if self.region_source != "gt":
-            assert self.localizer is not None
-            source = sources.Predicted(self.localizer)
+            source = self._predicted(located)
         if self.region_source == "center":
             source = sources.Center(source)
         elif self.region_source == "random":
             source = sources.Random(source, self.seed)
         return source(images, [sample.question for sample in samples], samples)
 
+    def _predicted(self, located: Sequence[Region] | None) -> sources.RegionSource:
+        if located is not None:
+            return sources.Found(located)
+        if self.ahead:
+            raise ValueError(
+                f"ahead={self.ahead}: these batches came without regions; use a data module of cropl, or wrap the "
+                "loader: module.localized_ahead(loader)"
+            )
+        assert self.localizer is not None and not isinstance(self.localizer, str)
+        return sources.Predicted(self.localizer)
+
     @torch.inference_mode()
-    def answer(self, samples: Sequence[Sample]) -> tuple[list[str], list[Region] | None, list[int]]:
-        """Answers, regions and visual tokens kept, one each per sample."""
+    def answer(
+        self, samples: Sequence[Sample], located: Sequence[Region] | None = None
+    ) -> tuple[list[str], list[Region] | None, list[int]]:
+        """Answers, regions and visual tokens kept, one each per sample; `located` as for `regions`."""
         images = [sample.picture() for sample in samples]
         inputs = self.vlm.inputs(images, [sample.asked for sample in samples])
-        regions = self.regions(images, samples)
+        regions = self.regions(images, samples, located)
         if self.method is None:
             texts = self.vlm.generate(inputs, max_new_tokens=self.max_new_tokens)
             return texts, None, [grid.num_tokens for grid in inputs.grids]
@@ -128,8 +177,8 @@ class AnswererModule(L.LightningModule):
         return texts, regions, kept_B.tolist()
 
     def test_step(self, batch: Any, index: int) -> None:
-        samples, valid = _unpack(batch)
-        texts, regions, _ = self.answer(samples)
+        samples, valid, located = _unpack(batch)
+        texts, regions, _ = self.answer(samples, located)
         correct = [exact_match(text, sample.answers) for text, sample in zip(texts, samples, strict=True)]
         self.accuracy.update(correct, [sample.kind for sample in samples], valid)
         if regions is not None:  # a question without boxes has no true region
@@ -155,8 +204,8 @@ class AnswererModule(L.LightningModule):
 
     def predict_step(self, batch: Any, index: int) -> list[dict[str, Any]]:
         """One dict per real sample: key, question, prediction, region (or None), tokens_kept."""
-        samples, valid = _unpack(batch)
-        texts, regions, kept = self.answer(samples)
+        samples, valid, located = _unpack(batch)
+        texts, regions, kept = self.answer(samples, located)
         return [
             {
                 "key": sample.key,
@@ -170,9 +219,29 @@ class AnswererModule(L.LightningModule):
         ]
 
 
-def _unpack(batch: Any) -> tuple[list[Sample], list[bool]]:
-    if isinstance(batch, Mapping):
-        samples = list(batch["samples"])
-        flags = batch.get("valid", [True] * len(samples))
-        return samples, [bool(flag) and sample.valid for flag, sample in zip(flags, samples, strict=True)]
-    return list(batch), [sample.valid for sample in batch]
+def _check_ahead(ahead: int, threads: int | None, localizes: bool, named: bool) -> None:
+    if ahead < 0:
+        raise ValueError(f"ahead must be at least 0, got {ahead}")
+    if ahead and multiprocessing.current_process().name == LOCALIZER:
+        raise RunError('a script that localizes ahead keeps its work under `if __name__ == "__main__":`')
+    if ahead and not localizes:
+        raise ValueError(
+            f"ahead={ahead} has no effect: there is something to localize only for a method that needs regions, from "
+            "the region_source predicted, center or random; leave it out"
+        )
+    if threads is not None and not (ahead and named):
+        raise ValueError(
+            "localizer_threads are of the localizer's own process, which there is with ahead >= 1 and a localizer "
+            "that is named; leave it out"
+        )
+    if threads is not None and threads < 1:
+        raise ValueError(f"localizer_threads must be at least 1, got {threads}")
+
+
+def _unpack(batch: Any) -> tuple[list[Sample], list[bool], Sequence[Region] | None]:
+    if not isinstance(batch, Mapping):
+        return list(batch), [sample.valid for sample in batch], None
+    samples = list(batch["samples"])
+    flags = batch.get("valid", [True] * len(samples))
+    valid = [bool(flag) and sample.valid for flag, sample in zip(flags, samples, strict=True)]
+    return samples, valid, batch.get("regions")

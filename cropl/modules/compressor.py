@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from cropl.data.packing import Turn
@@ -15,10 +14,11 @@ from cropl.grid import Region
 from cropl.models.card import Card
 from cropl.models.compressor import Compressor, CompressorConfig, Positions
 from cropl.models.export import full_state
-from cropl.modules.documents import Shown, pictures_of, unseen
+from cropl.modules.documents import Picture, Shown, check_without_grid, pictures_of, unseen
 from cropl.modules.instruction import InstructionModule
 from cropl.prompt import RegionCodec, localizer_prompt
 from cropl.testbed import weights
+from cropl.tiling import Tokens
 
 RegionSource = Literal["gt", "predicted", "whole"]
 Target = Literal["answer", "coordinates"]
@@ -65,9 +65,7 @@ class CompressorModule(InstructionModule):
         lr: float = 1e-5,
         **options: Any,
     ):
-        for key, off in (("stride", 1), ("evidence_weight", 0)):
-            if options.get(key, off) != off:
-                raise ValueError(f"{key} {options[key]}: is of visual tokens on a grid, which PLC leaves")
+        check_without_grid(options, "PLC")
         super().__init__(checkpoint, lr=lr, **options)
         if not self.vlm.prunable:
             raise ValueError(
@@ -102,11 +100,12 @@ class CompressorModule(InstructionModule):
         for rows, image in zip(batch["questions"], pictures_of(batch)):
             asked = self.drawn(rows)
             if image is None:
-                shown.append(Shown.text(asked))
+                shown.append(Shown.of(asked))
                 continue
             for row in asked:
+                self._check_tokens(batch["tokens"][image], row)
                 places.append(len(shown))
-                shown.append(Shown.text([row]))
+                shown.append(Shown.of([row]))
                 seen.append((image, self.region(row)))
         idle = [(image, Region.full()) for image in unseen(batch)]
         compressed = self.compressor(
@@ -115,9 +114,18 @@ class CompressorModule(InstructionModule):
             [region for _, region in seen + idle],
         )
         for place, tokens_MD in zip(places, compressed):
-            one = shown[place]
-            one.tokens_VD, one.grid, one.cell_V = tokens_MD, (1, len(tokens_MD)), torch.arange(len(tokens_MD))
+            shown[place].picture = Picture.in_a_row(tokens_MD)
         return shown, compressed[len(seen) :]
+
+    def _check_tokens(self, tokens: Tokens, row: dict[str, Any]) -> None:
+        """ValueError where the picture has fewer tokens than it would become, which no run could use either."""
+        made = self.compressor.count(tokens)
+        if made > tokens.num_tokens:
+            raise ValueError(
+                f"sample {row.get('key') or row.get('question')!r}: PLC makes {made} tokens of the {tokens.num_tokens} "
+                "of its picture: leave the sample out, give a Qwen2-VL more max_pixels (model.model_options), or "
+                "train fewer (model.queries, with model.anchors false)"
+            )
 
     def setup(self, stage: str) -> None:
         """Whether there are regions is known before the first step.

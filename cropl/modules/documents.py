@@ -5,6 +5,7 @@ B rows, T supervised tokens, V visual tokens, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,27 +38,52 @@ class Rows:
 
 
 @dataclass
+class Picture:
+    """What the language model gets of a picture.
+
+    Attributes:
+        tokens_VD: its visual tokens.
+        grid: (rows, columns) of the grid that gives them positions.
+        cell_V: the place of each token on this grid, row-major.
+    """
+
+    tokens_VD: Tensor
+    grid: tuple[int, int]
+    cell_V: Tensor
+
+    @classmethod
+    def in_a_row(cls, tokens_MD: Tensor) -> Picture:
+        """Tokens at consecutive positions."""
+        return cls(tokens_MD, (1, len(tokens_MD)), torch.arange(len(tokens_MD)))
+
+
+@dataclass
 class Shown:
     """A document before it is packed.
 
     Attributes:
         asked: its questions.
-        evidence: of each, bool (2, V) among the visual tokens, or None.
-        tokens_VD: its visual tokens.
-        grid: (rows, columns) of the grid that gives them positions; None without a picture.
-        cell_V: the place of each token on this grid, row-major.
+        picture: None without one.
+        evidence: of each question, bool (2, V) among the visual tokens, or None.
     """
 
     asked: list[dict[str, Any]]
+    picture: Picture | None
     evidence: list[Tensor | None]
-    tokens_VD: Tensor
-    grid: tuple[int, int] | None
-    cell_V: Tensor
 
     @classmethod
-    def text(cls, asked: list[dict[str, Any]]) -> Shown:
-        """A document without a picture."""
-        return cls(asked, [None] * len(asked), torch.empty(0, 0), None, torch.arange(0))
+    def of(cls, asked: list[dict[str, Any]], picture: Picture | None = None, evidence: bool = False) -> Shown:
+        """A document with this picture, and with the evidence that its questions tell of the picture's grid."""
+        if picture is None or not evidence:
+            return cls(asked, picture, [None] * len(asked))
+        return cls(asked, picture, [r["evidence"][:, picture.cell_V] if "evidence" in r else None for r in asked])
+
+
+def check_without_grid(options: Mapping[str, Any], method: str) -> None:
+    """ValueError for options of a module that need the visual tokens on their grid, which `method` leaves."""
+    for key, off in (("stride", 1), ("evidence_weight", 0)):
+        if options.get(key, off) != off:
+            raise ValueError(f"{key} {options[key]}: is of all visual tokens on a grid, which {method} leaves")
 
 
 def pictures_of(batch: dict[str, Any]) -> list[int | None]:

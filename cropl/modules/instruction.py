@@ -21,7 +21,7 @@ from cropl.models.export import write_checkpoint
 from cropl.models.packed import PackedPrompts, packed_logits, packed_losses, places
 from cropl.models.tuning import Tune, check_tuning, choose_trained
 from cropl.models.vlm import load_vlm
-from cropl.modules.documents import Rows, Shown, origins, pictures_of, strided, unseen
+from cropl.modules.documents import Picture, Rows, Shown, origins, pictures_of, strided, unseen
 from cropl.modules.evidence import EvidenceLoss
 from cropl.modules.token_loss import TokenLossModule, Weighting
 from cropl.testbed import weights
@@ -108,16 +108,18 @@ class InstructionModule(TokenLossModule):
         documents: list[Document] = []
         cut: list[bool] = []
         for one in shown:
-            prefix, positions = self.prompts.prefix(one.grid, one.cell_V)
-            whole = [self.as_turn(row, one.grid is not None) for row in one.asked]
+            grid, cell_V = (None, torch.arange(0)) if one.picture is None else (one.picture.grid, one.picture.cell_V)
+            prefix, positions = self.prompts.prefix(grid, cell_V)
+            whole = [self.as_turn(row, one.picture is not None) for row in one.asked]
             turns = [self._trained(turn, row, self.max_tokens - len(prefix)) for turn, row in zip(whole, one.asked)]
             cut += [len(turn.ids) < len(before.ids) for turn, before in zip(turns, whole)]
             documents.append(Document(prefix, positions, turns))
         self._lengths = [len(document) for document in documents]
         order = rows_of(self._lengths)
+        pictures = [shown[i].picture for row in order for i in row]
         return Rows(
             self.prompts.pack([[documents[i] for i in row] for row in order]).to(self.device),
-            [shown[i].tokens_VD for row in order for i in row if shown[i].grid is not None],
+            [picture.tokens_VD for picture in pictures if picture is not None],
             [[asked for i in row for asked in shown[i].asked] for row in order],
             [[each for i in row for each in shown[i].evidence] for row in order],
             idle,
@@ -129,20 +131,22 @@ class InstructionModule(TokenLossModule):
 
         Also returns the visual tokens (V, D) of pictures that no document shows.
         """
-        features = self.vlm.encode_prepared(batch["pixels"], batch["grids"])
-        grids = [self.vlm.token_shape(patches) for patches in batch["grids"]]
-        keeps = [strided(grid, stride) if stride > 1 else torch.arange(grid[0] * grid[1]) for grid in grids]
-        shown = []
-        for rows, image in zip(batch["questions"], pictures_of(batch)):
-            asked = self.drawn(rows)
-            if image is None:
-                shown.append(Shown.text(asked))
-                continue
-            keep_V = keeps[image]
-            evidence = [row["evidence"][:, keep_V] if "evidence" in row else None for row in asked]
-            tokens_VD = features[image][keep_V.to(features[image].device)]
-            shown.append(Shown(asked, evidence, tokens_VD, grids[image], keep_V))
-        return shown, [features[image] for image in unseen(batch)]
+        pictures = self.pictures(batch, stride)
+        numbered = zip(batch["questions"], pictures_of(batch))
+        shown = [
+            Shown.of(self.drawn(rows), None if image is None else pictures[image], evidence=bool(self.evidence))
+            for rows, image in numbered
+        ]
+        return shown, [pictures[image].tokens_VD for image in unseen(batch)]
+
+    def pictures(self, batch: dict[str, Any], stride: int = 1) -> list[Picture]:
+        """What the language model gets of each of the batch's pictures."""
+        made = []
+        for feature_VD, patches in zip(self.vlm.encode_prepared(batch["pixels"], batch["grids"]), batch["grids"]):
+            grid = self.vlm.token_shape(patches)
+            keep_V = strided(grid, stride) if stride > 1 else torch.arange(grid[0] * grid[1])
+            made.append(Picture(feature_VD[keep_V.to(feature_VD.device)], grid, keep_V))
+        return made
 
     def _trained(self, turn: Turn, row: dict[str, Any], room: int) -> Turn:
         """In training a question is cut to ``room`` tokens, and has no labels where it does not count."""

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from cropl.models.card import Card
 from cropl.models.tower_view import TowerImage
 from cropl.models.tuning import Tune
-from cropl.modules.documents import Shown, pictures_of, unseen
+from cropl.modules.documents import Picture, check_without_grid
 from cropl.modules.instruction import InstructionModule
 from cropl.pruning.tower import TowerMethod
 
@@ -33,9 +30,7 @@ class ReducedModule(InstructionModule):
     """
 
     def __init__(self, checkpoint: str, method: TowerMethod, tune: Tune = "projector", **options: Any):
-        for key, off in (("stride", 1), ("evidence_weight", 0)):
-            if options.get(key, off) != off:
-                raise ValueError(f"{key} {options[key]}: is of all visual tokens on a grid, which {method.name} leaves")
+        check_without_grid(options, method.name)
         super().__init__(checkpoint, tune=tune, **options)
         if not self.vlm.class_token:
             raise ValueError(
@@ -44,24 +39,14 @@ class ReducedModule(InstructionModule):
             )
         self.method = method
 
-    def documents(self, batch: dict[str, Any], stride: int = 1) -> tuple[list[Shown], list[Tensor]]:
+    def pictures(self, batch: dict[str, Any], stride: int = 1) -> list[Picture]:
         seen: list[TowerImage] = []
         watch = self.vlm.watch_tower(seen.append)
         try:
             self.vlm.encode_prepared(batch["pixels"], batch["grids"])
         finally:
             watch.remove()
-        reduced = [self.method.reduce_image(image).token_MD for image in seen]
-        shown: list[Shown] = []
-        for rows, image in zip(batch["questions"], pictures_of(batch)):
-            asked = self.drawn(rows)
-            if image is None:
-                shown.append(Shown.text(asked))
-                continue
-            token_MD = reduced[image]
-            count = len(token_MD)
-            shown.append(Shown(asked, [None] * len(asked), token_MD, (1, count), torch.arange(count)))
-        return shown, [reduced[image] for image in unseen(batch)]
+        return [Picture.in_a_row(self.method.reduce_image(image).token_MD) for image in seen]
 
     def card(self) -> Card:
         return replace(super().card(), what=f"A {self.model.config.model_type} model trained with {self.method.name}")

@@ -52,8 +52,19 @@ class TowerMethod(PreLLM):
     def reduce(self, view: TowerView, count: int) -> Reduced:
         """One image, or one crop of it, to `count` tokens, from 1 to V."""
 
+    def view_flops(self, config: Any, total: int, count: int) -> int:
+        """FLOPs of reducing one view of `total` visual tokens to `count`, see `PreLLM.flops`."""
+        return 0
+
     def count(self, grid: tiling.Tokens) -> int:
         return wanted(self.tokens, grid.num_tokens)
+
+    def flops(self, grid: tiling.Tokens, config: Any) -> int:
+        """As for `PreLLM`: each crop is looked at by itself, whole, whatever unpadding leaves of it."""
+        if not isinstance(grid, tiling.TokenMap):
+            return self.view_flops(config, grid.num_tokens, self.count(grid))
+        total = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        return sum(self.view_flops(config, total, count) for count in _shares(self.count(grid), grid.crops))
 
     def reduce_image(self, image: TowerImage) -> Reduced:
         """A whole image: its crops one after the other.
@@ -64,7 +75,7 @@ class TowerMethod(PreLLM):
         total, crops = wanted(self.tokens, len(image.token_VD)), len(image.views)
         if total < crops:
             raise ValueError(f"tokens={self.tokens}: fewer than the {crops} crops of an image")
-        counts = [total // crops + (crop < total % crops) for crop in range(crops)]
+        counts = _shares(total, crops)
         for view, count in zip(image.views, counts, strict=True):
             if count > len(view.token_VD):
                 raise ValueError(f"tokens={self.tokens}: {count} for a crop of {len(view.token_VD)} visual tokens")
@@ -82,12 +93,20 @@ class TowerMethod(PreLLM):
         raise PruningError(f"{type(self).__name__} looks into the vision tower: use it in pruned(...), or reduce_image")
 
 
-def looking_flops(config: Any, grid: tiling.Tokens) -> int:
-    """FLOPs of the tower's attention that decides: of one query per crop with a class token, else of all queries."""
+def _shares(total: int, crops: int) -> list[int]:
+    """`total` tokens in equal parts, the first ones one larger where that does not come out even."""
+    return [total // crops + (crop < total % crops) for crop in range(crops)]
+
+
+def looking_flops(config: Any, total: int) -> int:
+    """FLOPs of the tower's attention that decides about one view of `total` visual tokens.
+
+    Of one query in a tower with a class token, else of all queries.
+    """
     vision = config.vision_config
     if hasattr(vision, "spatial_merge_size"):  # no class token: patches among one another
-        return int(2 * (grid.num_tokens * vision.spatial_merge_size**2) ** 2 * tower_width(config))
-    return 2 * (grid.num_tokens + 1) * tower_width(config)
+        return int(2 * (total * vision.spatial_merge_size**2) ** 2 * tower_width(config))
+    return 2 * (total + 1) * tower_width(config)
 
 
 def tower_width(config: Any) -> int:

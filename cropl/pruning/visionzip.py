@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cropl import tiling
 from cropl.models.tower_view import TowerView, exact
 from cropl.pruning.select import Amount
 from cropl.pruning.tower import Reduced, TowerMethod, looking_flops, tower_width
@@ -44,18 +43,16 @@ class VisionZip(TowerMethod):
     def name(self) -> str:
         return "visionzip"
 
-    def flops(self, grid: tiling.Tokens, config: Any) -> int:
-        """As for `PreLLM`, of an image in one piece."""
-        vision, width = config.vision_config, config.get_text_config().hidden_size
-        count, tower = self.count(grid), tower_width(config)
+    def view_flops(self, config: Any, total: int, count: int) -> int:
+        vision, width, tower = config.vision_config, config.get_text_config().hidden_size, tower_width(config)
         merged = min(count - 1, math.floor(count * self.contextual + 0.5))
         by_class = not hasattr(vision, "spatial_merge_size")
         patches = count - merged - by_class
-        others = grid.num_tokens - patches - merged
+        others = total - patches - merged
         heads = getattr(vision, "num_heads", None) or vision.num_attention_heads
         merging = others * merged * (tower // heads + (tower if by_class else width))
         projected = (merged + 1) * (tower * width + width**2) if by_class else 0
-        return looking_flops(config, grid) + 2 * (merging + projected)
+        return looking_flops(config, total) + 2 * (merging + projected)
 
     def reduce(self, view: TowerView, count: int) -> Reduced:
         merged = min(count - 1, math.floor(count * self.contextual + 0.5))

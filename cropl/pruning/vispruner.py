@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cropl import tiling
 from cropl.models.tower_view import TowerView, exact
 from cropl.pruning.select import Amount
 from cropl.pruning.tower import Reduced, TowerMethod, looking_flops, tower_width
@@ -41,12 +40,12 @@ class VisPruner(TowerMethod):
     def name(self) -> str:
         return "vispruner"
 
-    def flops(self, grid: tiling.Tokens, config: Any) -> int:
-        """As for `PreLLM`, of an image in one piece."""
-        compared = grid.num_tokens - int(self.count(grid) * self.important)
+    def view_flops(self, config: Any, total: int, count: int) -> int:
+        attended = int(count * self.important)
+        compared = total - attended if attended < count < total else 0  # else nobody is left to choose among
         by_class = not hasattr(config.vision_config, "spatial_merge_size")
         width = tower_width(config) if by_class else config.get_text_config().hidden_size
-        return looking_flops(config, grid) + 2 * compared**2 * width
+        return looking_flops(config, total) + 2 * compared**2 * width
 
     def reduce(self, view: TowerView, count: int) -> Reduced:
         attended = int(count * self.important)

@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from cropl.cli import main
-from cropl.commands.answer_files import read_done, read_questions
+from cropl.commands.answer_files import read_questions
 from cropl.data.predicted import read_regions
-from cropl.errors import UsageError
 from cropl.models.localizer import Localizer
 
 
@@ -77,14 +76,44 @@ def test_answers_are_written_and_continued(answer, tmp_path):
     assert "exists; give another name, or --resume" in told
     with open(out, "a") as file:
         file.write('{"key": "cut o')
-    answer("-o", str(out), "--resume", "--budget", "20")
+    _, told = answer("-o", str(out), "--resume", "--budget", "20")
+    assert "1 answered" in told and "2 not answered" in told
     continued = [json.loads(line) for line in out.read_text().splitlines()]
     assert continued[:2] == written and [row["key"] for row in continued] == ["first", "2", "4", "5", "6"]
-    _, told = answer("-o", str(out), "--resume")
+    _, told = answer("-o", str(out), "--resume", lines=LINES[:3])
     assert "everything is answered" in told
     changed = [LINES[0].replace("star", "moon"), *LINES[1:], "a.jpg\tOne more?"]
     _, told = answer("-o", str(out), "--resume", lines=changed, code=2)
     assert "another question's" in told
+
+
+def test_errors_are_tried_again_and_replaced(answer, folder, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    broken = ["b.png\tIs there a star?", "late.jpg\tWhat is it?\tlate", "no tab", "c.jpg\tWhat?"]
+    answer("-o", str(out), lines=broken)
+    first = out.read_text().splitlines()
+    assert [bool(json.loads(line)["error"]) for line in first] == [False, True, True, True]
+    Image.new("RGB", (60, 40)).save(folder / "late.jpg")
+    try:
+        mended = [broken[0], broken[1], "a.jpg\tNow one?\tthird", broken[3], "a.jpg\tAnd one more?"]
+        _, told = answer("-o", str(out), "--resume", lines=mended)
+    finally:
+        (folder / "late.jpg").unlink()
+    assert "3 answered" in told and "1 not answered (4: image" in told
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["key"]: row["error"] is None for row in rows} == {
+        "1": True, "late": True, "4": False, "third": True, "5": True
+    }  # fmt: skip
+    assert len(rows) == 5 and out.read_text().splitlines()[0] == first[0]
+    assert len(read_regions(out)) == 5
+
+
+def test_a_key_twice_is_refused_before_anything_is_loaded(folder, capsys):
+    questions = folder / "twice.jsonl"
+    questions.write_text("a.jpg\tWhat?\tk\n\na.jpg\tWho?\t4\na.jpg\tWhere?\n")
+    assert main(["answer", str(questions), "--model", "/no/such/model"]) == 2
+    told = capsys.readouterr().err
+    assert f"{questions}:4: key '4' is also that of {questions}:3" in told
 
 
 def test_nothing_answered_is_a_failure(answer):
@@ -143,6 +172,8 @@ def test_a_model_with_a_compressor_compresses(answer, tiny_llava, tiny_localizer
         (["-", "--budget", "many"], "--budget many: must be a number"),
         (["-", "--budget", "9", "--factor", "1"], "instead of --budget"),
         (["-", "--factor", "nan"], "must be a number"),
+        (["-", "--timeout", "inf"], "must be a number"),
+        (["-", "--budget", "9" * 400 + "."], "must be a number"),
         (["-", "--images", "/no/folder"], "no such folder"),
         (["-", "--resume"], "--resume continues a file"),
         (["-", "-o", "/no/folder/x.jsonl"], "its folder does not exist"),
@@ -166,20 +197,13 @@ def test_lines_that_are_no_questions():
         b"\xff\xfe",
         b"[" * 5000,
         b'{"image": "a", "question": " "}',
+        b'{"image": "a", "question": "half \\ud83d"}',
     ]
     found = list(read_questions(lines, Path("pictures")))
-    assert [key for _, _, key, _ in found] == ["1", "2", "3", "4", "5"]
+    assert [key for _, _, key, _ in found] == ["1", "2", "3", "4", "5", "6"]
     assert all(isinstance(image, ValueError) for image, *_ in found)
     ((image, question, key, name),) = read_questions([b"a b.jpg\tWhat, then?\tk 1\r\n"], Path("pictures"))
     assert (image, question, key, name) == (Path("pictures/a b.jpg"), "What, then?", "k 1", "a b.jpg")
-
-
-def test_what_is_no_file_of_answers(tmp_path):
-    path = tmp_path / "notes.jsonl"
-    path.write_text('{"region": [0, 0, 1, 1]}\n')
-    with pytest.raises(UsageError, match="line 1 is no answer"):
-        read_done(path)
-    assert path.read_text() == '{"region": [0, 0, 1, 1]}\n'
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoProcessor, LlavaConfig, LlavaForConditionalGeneration
 
 from cropl.errors import UsageError
-from cropl.evaluation import tables
+from cropl.evaluation.names import name
 from cropl.evaluation.run import run_study
 from cropl.evaluation.study import Study
 from cropl.metrics import cost
@@ -41,7 +41,7 @@ def test_rows_are_those_of_the_model_that_answered(models):
     dense, full, four, average = rows
     assert [row["num_layers"] for row in rows] == [3, 5, 5, 5]
     assert full["layer"] == 5 and full["tokens_kept_mean"] == full["layer_average_tokens"] == 144
-    assert tables.name(full, rows) == "ILP (deep), K = L, true regions"
+    assert name(full, rows) == "ILP (deep), K = L, true regions"
     assert four["layer"] == 4 and four["layer_average_tokens"] == pytest.approx(
         (4 * 144 + four["tokens_kept_mean"]) / 5
     )

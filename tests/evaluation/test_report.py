@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import xml.etree.ElementTree as ET
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cropl.evaluation import gallery, report, tables
 from cropl.evaluation.files import write_atomically, write_json
+from cropl.evaluation.names import name
 from cropl.evaluation.overlay import draw_overlay, kept_outline, kept_runs, svg_overlay
 from cropl.evaluation.plot import Series, accuracy_plot
 from cropl.grid import Region, TokenGrid
@@ -126,18 +128,18 @@ def test_numbers():
     assert tables.percent(None) == "-" and tables.percent(0.8731) == "87.3"
     assert tables.interval([0.1, 0.2]) == "10.0..20.0" and tables.interval([-0.1, 0.2], sign=True) == "-10.0..+20.0"
     assert [tables.excludes_zero(pair) for pair in ([0.01, 0.2], [-0.2, -0.1], [-0.01, 0.2], None)] == [1, 1, 0, 0]
-    assert tables.name(row("ilp", "gt", layer=6)) == "ILP, K = L, true regions"
+    assert name(row("ilp", "gt", layer=6)) == "ILP, K = L, true regions"
     assert tables.budget(row(budget=0.222)) == "22.2 %"
 
 
 def test_names_tell_apart_what_differs_in_the_study():
     rows = [row("dense", "none", None), row("prune", positions="compact"), row(positions="original"),
             row("random", "none", positions="original")]  # fmt: skip
-    assert [tables.name(r, rows) for r in rows[1:]] == [
+    assert [name(r, rows) for r in rows[1:]] == [
         "prune, predicted regions", "ILP, predicted regions", "random tokens"
     ]  # fmt: skip
     rows += [row(layer=2, positions="original"), row(layer=6, positions="compact", arm="full")]
-    assert [tables.name(r, rows) for r in rows[1:]] == [
+    assert [name(r, rows) for r in rows[1:]] == [
         "prune, predicted regions",
         "ILP, K = 1, predicted regions, original positions",
         "random tokens",
@@ -146,6 +148,47 @@ def test_names_tell_apart_what_differs_in_the_study():
     ]
     assert "K = 2" in report.plot(rows) and "K = L" not in report.plot(rows)
     assert "ILP, K = 2" in tables.results_html(rows) and "ILP, K = 2" in tables.kinds_html(rows)
+
+
+def test_names_tell_arguments_apart():
+    one = {"class_path": "cropl.pruning.ilp.ILP", "init_args": {"layer": 1}}
+    late = {"class_path": "cropl.pruning.fastv.FastV", "init_args": {"layer": 3, "tokens": 32}}
+    later = {**late, "init_args": {"layer": 4, "tokens": 32}}
+    rows = [
+        row("hybrid", options={"outside": 0.1, "by": "norm"}),
+        row("hybrid", options={"outside": 0.25, "by": "norm"}, positions="original"),
+        row("hybrid", options={"by": "norm"}, positions="compact"),
+        row("schedule", layer=None, options={"methods": [one, late]}),
+        row("schedule", layer=None, options={"methods": [one, later]}),
+        row("plc", model="a/plc", model_name="plc", options={"compressor": "a/plc"}),
+        row("plc", model="b/plc", model_name="b/plc", options={"compressor": "b/plc"}),
+        row("sparsevlm+", "none", options={"recycle": 0.0}),
+        row("sparsevlm+", "none", options={"recycle": 0.0, "first": 2}),
+    ]
+    assert [name(one, rows) for one in rows] == [
+        "hybrid, predicted regions, outside 0.1",
+        "hybrid, predicted regions, outside 0.25, original positions",
+        "hybrid, predicted regions, compact positions",
+        "schedule, predicted regions, methods ILP(layer=1)+FastV(layer=3,tokens=32)",
+        "schedule, predicted regions, methods ILP(layer=1)+FastV(layer=4,tokens=32)",
+        "PLC (plc), predicted regions",
+        "PLC (b/plc), predicted regions",
+        "SparseVLM+",
+        "SparseVLM+, first 2",
+    ]
+    assert name(rows[0]) == "hybrid, predicted regions"
+    assert report.plot(rows).count("hybrid, ") == 3
+
+
+def test_every_table_with_relacc_says_what_it_is():
+    from rich.console import Console
+
+    console = Console(width=200, file=io.StringIO())
+    console.print(tables.results_table(RESULTS["rows"], "t"))
+    assert "mean of such ratios over benchmarks" in " ".join(console.file.getvalue().split())
+    assert "<caption" in tables.results_html(RESULTS["rows"]) and "RelAcc is 100 times" in report.render(
+        RESULTS, [], None
+    )
 
 
 def test_files_are_whole_or_absent(tmp_path):

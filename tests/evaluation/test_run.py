@@ -10,11 +10,12 @@ import torch
 
 from cropl.budget import InfeasibleBudget
 from cropl.errors import UsageError
-from cropl.evaluation import answer, gallery, tables
+from cropl.evaluation import answer, arm_run, gallery, tables
 from cropl.evaluation import plan as planning
 from cropl.evaluation import rows as result_rows
 from cropl.evaluation import run as running
-from cropl.evaluation.plan import Run, check_arms
+from cropl.evaluation.arm_run import Run
+from cropl.evaluation.plan import check_arms
 from cropl.evaluation.progress import Stages
 from cropl.evaluation.run import run_study, save
 from cropl.evaluation.study import Study
@@ -327,3 +328,13 @@ def test_an_arm_is_feasible_with_all_its_seeds_or_with_none(world, monkeypatch):
     assert random["infeasible"] == "not for the second seed" and random["accuracy"] is None
     assert dense["infeasible"] is predicted["infeasible"] is None and predicted["accuracy"] is not None
     assert results["comparisons"] == []
+
+
+def test_a_run_reads_the_arguments_of_its_class_once(monkeypatch):
+    asked, signature = [], arm_run.inspect.signature
+    monkeypatch.setattr(arm_run.inspect, "signature", lambda cls: asked.append(cls) or signature(cls))
+    arms = [{"method": "hybrid", "region_source": "gt", "layer": 1, "budget": 9}]
+    run = Run(study(arms=arms, controls=[]).arms[1], None, 1, 3)
+    run.count([144, 100])
+    assert all(run.meets_budget for _ in range(5)) and run.kept == [9, 9] and run.total == 122
+    assert run.method(["a"]).tokens == 9 and len(asked) == 1

@@ -156,6 +156,20 @@ def test_the_export_answers_with_the_tokens_that_were_trained(request, tmp_path,
     assert again.compressor.config == module.compressor.config
 
 
+def test_a_picture_with_too_few_tokens_is_named(tiny_localizer) -> None:
+    module = CompressorModule(str(tiny_localizer), queries=60, anchors=False)
+    small, large = sample("small", (4, 4, 30, 30)), sample("large")
+    large.image = large.image.resize((256, 256))
+    large.width = large.height = 256
+    batch = batch_of(module, [large, small])
+    counts = [tokens.num_tokens for tokens in batch["tokens"]]
+    assert counts[0] == 64 > counts[1]
+    with pytest.raises(ValueError, match=f"sample 'small': PLC makes 64 tokens of the {counts[1]} .*leave the sample"):
+        module(batch)
+    module(batch_of(module, [large]))
+    module(batch_of(module, mixed()[4:6]))  # the picture that stands for none may be small
+
+
 def test_options_that_do_not_fit_are_named(tiny_llava, tmp_path) -> None:
     with pytest.raises(ValueError, match="regions 'none'"):
         CompressorModule(str(tiny_llava), regions="none")

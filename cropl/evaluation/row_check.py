@@ -1,0 +1,103 @@
+"""What tables and plots need of a file of result rows, checked before any of them is made. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cropl.errors import UsageError
+
+Check = tuple[str, Callable[[Any], bool]]
+"""What a value must be, in words and as a test."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_by_kind(value: Any) -> bool:
+    kinds = value.values() if isinstance(value, dict) else [None]
+    return all(isinstance(kind, dict) and _is_number(kind.get("accuracy")) for kind in kinds)
+
+
+def _or_null(check: Check) -> Check:
+    return f"{check[0]}, or null", lambda value: value is None or check[1](value)
+
+
+NUMBER: Check = ("a number", _is_number)
+POSITIVE: Check = ("a number above 0", lambda value: _is_number(value) and value > 0)
+INTEGER: Check = ("an integer", _is_integer)
+TEXT: Check = ("text", lambda value: isinstance(value, str))
+INTERVAL: Check = ("a list of two numbers", _is_interval)
+
+IDENTITY: Mapping[str, Check] = {
+    "arm": TEXT, "method": TEXT, "region_source": TEXT, "layer": _or_null(INTEGER), "num_layers": INTEGER,
+    "budget": _or_null(NUMBER), "budget_meaning": TEXT, "model": TEXT, "benchmark": TEXT, "n": POSITIVE,
+    "seed": INTEGER,
+}  # fmt: skip
+"""What every row has."""
+
+MEASURED: Mapping[str, Check] = {
+    "accuracy": NUMBER, "accuracy_ci95": INTERVAL, "rel_acc": _or_null(NUMBER), "tokens_kept_mean": POSITIVE,
+    "layer_average_tokens": NUMBER, "prefill_flops": POSITIVE, "kv_bytes": NUMBER, "seconds": POSITIVE,
+    "accuracy_by_kind": ("a mapping of kinds to their accuracy", _is_by_kind),
+}  # fmt: skip
+"""What a row has as well unless its budget is infeasible."""
+
+COMPARISON: Mapping[str, Check] = {
+    "a": TEXT, "b": TEXT, "budget": _or_null(NUMBER), "difference": NUMBER, "ci95": INTERVAL
+}  # fmt: skip
+
+OPTIONAL: Mapping[str, Check] = {
+    "positions": TEXT,
+    "model_name": TEXT,
+    "control": TEXT,
+    "infeasible": TEXT,
+    "options": ("a mapping", lambda value: isinstance(value, dict)),
+    "versions": ("a mapping", lambda value: isinstance(value, dict)),
+    "prefill_flops_with_localizer": POSITIVE,
+    "images": POSITIVE,
+    "encode_seconds": NUMBER,
+    "localizer_seconds": NUMBER,
+}
+
+
+def check_results(results: Any, where: str) -> None:
+    """UsageError, with the file `where` and the number of the row, unless every row can be shown.
+
+    Rows are counted from 1. The first fault is told: what is missing, or is not what it must be.
+    """
+    if not isinstance(results, dict) or not isinstance(results.get("rows"), list) or not results["rows"]:
+        raise UsageError(f"{where}: holds no rows; give the results.json of `cropl evaluate`")
+    rows, comparisons = results["rows"], results.get("comparisons") or []
+    for number, row in enumerate(rows, start=1):
+        _check(row, IDENTITY, f"{where}: row {number}")
+        for name, check in OPTIONAL.items():
+            _check({name: None, **row}, {name: _or_null(check)}, f"{where}: row {number}")
+        if not row.get("infeasible"):
+            _check(row, MEASURED, f"{where}: row {number} ({row['arm']})")
+    if not any(r["method"] == "dense" and not r.get("control") and not r.get("infeasible") for r in rows):
+        raise UsageError(f"{where}: no row is the dense run's, which all others are compared with")
+    if not isinstance(comparisons, list):
+        raise UsageError(f"{where}: comparisons must be a list; give the results.json of `cropl evaluate`")
+    for number, one in enumerate(comparisons, start=1):
+        _check(one, COMPARISON, f"{where}: comparison {number}")
+
+
+def _check(row: Any, checks: Mapping[str, Check], where: str) -> None:
+    if not isinstance(row, dict):
+        raise UsageError(f"{where} is no mapping of names to values, but {str(row)[:40]!r}; run `cropl evaluate` again")
+    if missing := [name for name in checks if name not in row]:
+        raise UsageError(f"{where} has no {', '.join(missing)}; run `cropl evaluate` again")
+    for name, (kind, test) in checks.items():
+        if not test(row[name]):
+            raise UsageError(f"{where}: {name} {str(row[name])[:40]!r} must be {kind}; run `cropl evaluate` again")
