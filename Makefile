@@ -46,7 +46,7 @@ testbed: install
 	for stage in llava_tower llava_coarse llava qwen2_vl_tower qwen2_vl; do $(BIN)/cropl fit -c testbed/$$stage || exit 1; done
 	$(BIN)/cropl fit -c testbed/localizer --model.init_args.checkpoint runs/testbed/qwen2_vl/export \
 	    --data.init_args.checkpoint runs/testbed/qwen2_vl/export
-	for stage in plc plc_no_anchor; do $(BIN)/cropl fit -c testbed/$$stage \
+	for stage in plc plc_no_anchor visionzip_tuned; do $(BIN)/cropl fit -c testbed/$$stage \
 	    --model.init_args.checkpoint runs/testbed/llava/export \
 	    --data.init_args.checkpoint runs/testbed/llava/export || exit 1; done
 	for stage in llava_next_coarse llava_next; do $(BIN)/cropl fit -c testbed/$$stage || exit 1; done

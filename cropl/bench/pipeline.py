@@ -20,11 +20,11 @@ import torch
 from cropl.bench.pipeline_beside import Beside, check, sent
 from cropl.errors import RunError, UsageError
 from cropl.evaluation.pipeline import Pipeline
-from cropl.evaluation.pipeline_answer import Answerer
-from cropl.evaluation.pipeline_items import Asked, Failed, Located
-from cropl.evaluation.pipeline_locate import Load
-from cropl.evaluation.pipeline_process import ProcessStage
-from cropl.evaluation.pipeline_stage import Stage
+from cropl.evaluation.pipeline.answer import Answerer
+from cropl.evaluation.pipeline.items import Asked, Failed, Located
+from cropl.evaluation.pipeline.locate import Load
+from cropl.evaluation.pipeline.process import ProcessStage
+from cropl.evaluation.pipeline.stage import Stage
 from cropl.models.vlm import VLM
 from cropl.testbed.samples import samples
 

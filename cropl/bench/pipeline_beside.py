@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 
 from cropl.errors import RunError
-from cropl.evaluation.pipeline_items import Asked, Located
-from cropl.evaluation.pipeline_stage import Stage
+from cropl.evaluation.pipeline.items import Asked, Located
+from cropl.evaluation.pipeline.stage import Stage
 
 
 def sent(stage: Stage, dealt: Iterable[list[Asked]], numbers: Iterator[int]) -> Iterator[int]:

@@ -82,7 +82,7 @@ def _start(options: Options, questions: Any) -> Pipeline:
 
     from cropl.commands.models import open_localizer, open_vlm
     from cropl.evaluation.pipeline import pipeline
-    from cropl.evaluation.pipeline_locate import Grounded, Load, Locator
+    from cropl.evaluation.pipeline.locate import Grounded, Load, Locator
     from cropl.models.region_sources import ZeroShotGrounding
 
     vlm = open_vlm(options.model, options.device, options.dtype)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cropl.commands.arguments import Parser, integer, number
+from cropl.commands.arguments import Parser, budget, integer, number
 from cropl.commands.ask_options import GROUNDING, LOCALIZER, MODEL
 from cropl.errors import UsageError
-from cropl.evaluation.arms import check_budget
 
 STDIN = "-"
 
@@ -94,8 +93,7 @@ def read(args: Sequence[str]) -> Options | None:
         if options.factor == 0 or options.budget is not None:
             raise UsageError("--factor scales regions, above 0, instead of --budget: give one of the two")
     if given.budget is not None:
-        options.budget = number("budget", given.budget)
-        check_budget(options.budget, "--budget")
+        options.budget = budget(given.budget)
     if options.localizer is None and options.zero_shot is None and options.model.startswith("testbed:"):
         options.localizer = LOCALIZER
     return options

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cropl.errors import UsageError
+from cropl.evaluation.arms import check_budget
 
 
 class HelpShown(Exception):
@@ -56,16 +57,30 @@ def integer(name: str, text: str, least: int = 0) -> int:
 
 def number(name: str, text: str, least: float = 0) -> int | float:
     """The number that the option `name` was given, as an integer where it is written as one; UsageError as above."""
-    try:
-        value: int | float = int(text)
-    except ValueError:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
+    value = _parsed(text)
     if not least <= value < math.inf:
         raise UsageError(f"{_flag(name)} {text}: must be a number, at least {least}")
     return value
+
+
+def budget(text: str) -> int | float:
+    """The `--budget` of an image: a count, or a share; UsageError for other text, and outside of (0, 1] or below 1."""
+    value = _parsed(text)
+    if not math.isfinite(value):
+        raise UsageError(f"--budget {text}: must be a number of tokens, or a share in (0, 1]")
+    check_budget(value, "--budget")
+    return value
+
+
+def _parsed(text: str) -> int | float:
+    """The number, as an integer where it is written as one; NaN for other text."""
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return math.nan
 
 
 def _flag(name: str) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cropl.commands.arguments import Parser, integer, number
+from cropl.commands.arguments import Parser, budget, integer
 from cropl.errors import UsageError
-from cropl.evaluation.arms import check_budget
 from cropl.grid import Region
 
 MODEL, LOCALIZER = "testbed:llava", "testbed:localizer"
@@ -66,8 +65,7 @@ def read(args: Sequence[str]) -> Options | None:
         if options.method == "dense" and vars(given)[flag] is not None:
             raise UsageError(f"--{flag.replace('_', '-')} has no effect with --method dense, which keeps every token")
     if given.budget is not None:
-        options.budget = number("budget", given.budget)
-        check_budget(options.budget, "--budget")
+        options.budget = budget(given.budget)
     return options
 
 

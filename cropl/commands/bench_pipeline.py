@@ -44,7 +44,7 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
     from cropl.bench.pipeline import PHASES, check_batches, measure
     from cropl.commands.models import open_vlm
     from cropl.evaluation import facts
-    from cropl.evaluation.pipeline_locate import Load
+    from cropl.evaluation.pipeline.locate import Load
     from cropl.evaluation.progress import Stages
 
     check_batches(config["batches"])

@@ -52,11 +52,11 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
     """Measure as the recipe says: the machine's and the software's facts, and a row for each arm of each shape."""
     import torch
 
-    from cropl.bench.prune import measure
-    from cropl.bench.prune_overhead import overhead
-    from cropl.bench.prune_plan import Plan
-    from cropl.bench.prune_shapes import shape_of
-    from cropl.bench.prune_time import Clock
+    from cropl.bench.prune.overhead import overhead
+    from cropl.bench.prune.plan import Plan
+    from cropl.bench.prune.run import measure
+    from cropl.bench.prune.shapes import shape_of
+    from cropl.bench.prune.time import Clock
     from cropl.data.recipe import cores
     from cropl.evaluation import facts
     from cropl.evaluation.progress import Stages
@@ -112,7 +112,7 @@ def show(made: dict[str, Any]) -> None:
     """Print the tables of each shape, and what they say."""
     from rich.table import Column, Table
 
-    from cropl.bench.prune_words import sentences
+    from cropl.bench.prune.words import sentences
 
     console = table_console(170)
     console.print(_facts(made), highlight=False, soft_wrap=True)
@@ -127,9 +127,9 @@ def show(made: dict[str, Any]) -> None:
 
 def report(made: dict[str, Any], out: Path) -> list[Path]:
     """Write the tables as Markdown and the plots beside the rows; returns the files."""
-    from cropl.bench.prune_plot import draw
-    from cropl.bench.prune_table import markdown
-    from cropl.bench.prune_words import sentences
+    from cropl.bench.prune.plot import draw
+    from cropl.bench.prune.table import markdown
+    from cropl.bench.prune.words import sentences
     from cropl.evaluation.plot import COLORS
 
     plots = {}
@@ -152,7 +152,7 @@ def report(made: dict[str, Any], out: Path) -> list[Path]:
 
 def _tables(made: dict[str, Any]) -> list[tuple[str, tuple[list[str], list[list[str]]], list[dict[str, Any]]]]:
     """Titles, tables, and the rows whose sentences go below them."""
-    from cropl.bench.prune_table import (
+    from cropl.bench.prune.table import (
         answer_table,
         compiled_table,
         memory_table,

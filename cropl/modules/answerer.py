@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from cropl.errors import RunError
-from cropl.evaluation.localized_ahead import LocalizedAhead
+from cropl.evaluation.pipeline.loader import LocalizedAhead
 from cropl.grid import Region
 from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy, exact_match
 from cropl.metrics.area import AreaRecall

@@ -10,7 +10,7 @@ from cropl.bench import pipeline as bench
 from cropl.bench.pipeline import PHASES, measure, questions, ratios
 from cropl.bench.pipeline_beside import Beside
 from cropl.errors import RunError
-from cropl.evaluation.pipeline_stage import ThreadStage
+from cropl.evaluation.pipeline.stage import ThreadStage
 from cropl.models.vlm import load_vlm
 from tests.evaluation.stages import Told, broken
 from tests.reference.checkpoints import tiny_llava as tiny_llava

@@ -11,21 +11,21 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cropl.bench import prune_shapes
-from cropl.bench.prune import Bench, measure
-from cropl.bench.prune_answers import answers
-from cropl.bench.prune_inputs import arm, prompts
-from cropl.bench.prune_methods import METHODS
-from cropl.bench.prune_overhead import SHAPE, overhead, tiny
-from cropl.bench.prune_plan import Plan
-from cropl.bench.prune_runs import Localizing, Subject
-from cropl.bench.prune_shapes import build, names, shape_of, sizes
-from cropl.bench.prune_time import Clock, median_interval, speedup, turns
+from cropl.bench.prune import shapes as published
+from cropl.bench.prune.answers import answers
+from cropl.bench.prune.inputs import arm, prompts
+from cropl.bench.prune.methods import METHODS
+from cropl.bench.prune.overhead import SHAPE, overhead, tiny
+from cropl.bench.prune.plan import Plan
+from cropl.bench.prune.run import Bench, measure
+from cropl.bench.prune.runs import Localizing, Subject
+from cropl.bench.prune.shapes import build, names, shape_of, sizes
+from cropl.bench.prune.time import Clock, median_interval, speedup, turns
 from cropl.metrics.cost import decoder_flops
 from cropl.pruning import ILP, Dense, pruned
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-PUBLISHED = prune_shapes.FOLDER
+PUBLISHED = published.FOLDER
 LAYERS, WIDTH, INNER, VOCAB, VISUAL, TEXT = 8, 32, 48, 1100, 16, 6
 LLAVA = {
     "about": "tiny LLaVA: for tests",
@@ -69,7 +69,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, shape in (("small", LLAVA), ("finder", FINDER)):
         (folder / f"{name}.json").write_text(json.dumps(shape))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prune_shapes, "FOLDER", folder)
+        patch.setattr(published, "FOLDER", folder)
         yield folder
 
 
@@ -77,7 +77,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _published(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests that do not ask for the tiny shapes see the published ones, whatever ran before them."""
     if "shapes" not in request.fixturenames:
-        monkeypatch.setattr(prune_shapes, "FOLDER", PUBLISHED)
+        monkeypatch.setattr(published, "FOLDER", PUBLISHED)
 
 
 @pytest.mark.parametrize(

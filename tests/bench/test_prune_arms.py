@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from cropl.bench import prune_shapes
-from cropl.bench.prune import measure
-from cropl.bench.prune_inputs import REGIONS, arm
-from cropl.bench.prune_methods import METHODS, at_depth
-from cropl.bench.prune_plan import Plan
-from cropl.bench.prune_shapes import shape_of
+from cropl.bench.prune import shapes as published
+from cropl.bench.prune.inputs import REGIONS, arm
+from cropl.bench.prune.methods import METHODS, at_depth
+from cropl.bench.prune.plan import Plan
+from cropl.bench.prune.run import measure
+from cropl.bench.prune.shapes import shape_of
 from cropl.errors import UsageError
 from tests.bench.test_prune import CPU, INNER, LAYERS, LLAVA, PUBLISHED, TEXT, VOCAB, WIDTH
 from tests.bench.test_prune import _published as _published
@@ -53,7 +53,7 @@ def test_a_budget_that_cannot_be_met_is_told_and_never_another(shapes: Path, mon
     rows = measure("small", Plan(["pyramiddrop"], [1, 3], [1], [], 1, 0), CPU, torch.float32, 1)
     assert [row.get("failed") for row in rows] == ["infeasible: least 3", None]
     assert rows[1]["layer_average"] == pytest.approx(3, abs=0.5)  # whole tokens at every stage
-    monkeypatch.setattr(prune_shapes, "FOLDER", PUBLISHED)
+    monkeypatch.setattr(published, "FOLDER", PUBLISHED)
     least = arm("pyramiddrop", 160, shape_of("llava_next_7b"), 32, 1)
     assert (least.method, least.infeasible) == (None, "infeasible: least 181")  # two full layers average 180
     assert arm("visionzip", 4, shape_of("llava_next_7b"), 32, 1).infeasible == "infeasible: least 5"

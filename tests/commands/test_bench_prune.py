@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from cropl import cli
-from cropl.bench import prune_shapes
-from cropl.bench.prune_methods import METHODS
-from cropl.bench.prune_table import answer_table, compiled_table, markdown, memory_table, prefill_table, step_table
-from cropl.bench.prune_words import crossovers, growth, sentences
+from cropl.bench.prune import shapes as published
+from cropl.bench.prune.methods import METHODS
+from cropl.bench.prune.table import answer_table, compiled_table, markdown, memory_table, prefill_table, step_table
+from cropl.bench.prune.words import crossovers, growth, sentences
 from tests.bench.test_prune import _published as _published
 from tests.bench.test_prune import shapes as shapes
 
@@ -122,7 +122,7 @@ def test_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_gpu_recipe_names_shapes_and_budgets_that_exist() -> None:
-    from cropl.bench.prune_plan import Plan
+    from cropl.bench.prune.plan import Plan
     from cropl.commands.measurement import configured
 
     config = configured("prune", ["-c", "bench/prune_gpu"], ("pairs", "threads"), optional="threads")
@@ -134,22 +134,22 @@ def test_the_gpu_recipe_names_shapes_and_budgets_that_exist() -> None:
     for name in config["shapes"]:
         own = 2  # plc and dense have a number of tokens of their own
         each = 3 * (len(config["methods"]) - own) + own
-        assert plan.steps(prune_shapes.shape_of(name)) == 3 * each + len(config["ragged"])
+        assert plan.steps(published.shape_of(name)) == 3 * each + len(config["ragged"])
     assert set(config["methods"]) == set(METHODS) and config["new_tokens"] == [4, 32, 128]
 
 
 def test_the_default_recipe_fits_every_shape() -> None:
-    from cropl.bench.prune_plan import Plan
+    from cropl.bench.prune.plan import Plan
     from cropl.commands.measurement import configured
 
     config = configured("prune", [], ("pairs", "threads"), optional="threads")
     plan = Plan(
         config["methods"], None, config["batch"], config["new_tokens"], 1, 0, config["ragged"], config["growth"]
     )
-    for shape in map(prune_shapes.shape_of, prune_shapes.names()):
+    for shape in map(published.shape_of, published.names()):
         arms = plan.arms(shape, 16)["growth", 1]
         assert [one.tokens for one in arms] == [round(share * shape.visual_tokens) for share in config["growth"]]
-    assert [one.tokens for one in plan.arms(prune_shapes.shape_of("scaled"), 16)["growth", 1]] == [32, 288, 384, 480]
+    assert [one.tokens for one in plan.arms(published.shape_of("scaled"), 16)["growth", 1]] == [32, 288, 384, 480]
 
 
 def compiled(rows: list[dict[str, Any]]) -> dict[str, Any]:

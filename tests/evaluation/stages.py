@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image
 
-from cropl.evaluation.pipeline_answer import Answered, Answerer
-from cropl.evaluation.pipeline_locate import Locator
+from cropl.evaluation.pipeline.answer import Answered, Answerer
+from cropl.evaluation.pipeline.locate import Locator
 from cropl.grid import Region
 
 PICTURE = Image.new("RGB", (48, 32), "teal")

@@ -17,8 +17,8 @@ from PIL import Image
 from cropl.budget import apply_factor
 from cropl.errors import RunError
 from cropl.evaluation.pipeline import Pipeline, pipeline
-from cropl.evaluation.pipeline_items import LONGEST, Asked, Failed, isolated
-from cropl.evaluation.pipeline_stage import STRIKES, ThreadStage
+from cropl.evaluation.pipeline.items import LONGEST, Asked, Failed, isolated
+from cropl.evaluation.pipeline.stage import STRIKES, ThreadStage
 from cropl.models.localizer import Localizer
 from cropl.pruning import ILP, pruned
 from tests import families

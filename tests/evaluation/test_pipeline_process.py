@@ -16,9 +16,9 @@ from PIL import Image
 from cropl.budget import per_image
 from cropl.errors import RunError
 from cropl.evaluation.pipeline import Pipeline, pipeline
-from cropl.evaluation.pipeline_items import Asked
-from cropl.evaluation.pipeline_locate import Load, locate_batch
-from cropl.evaluation.pipeline_process import ProcessStage
+from cropl.evaluation.pipeline.items import Asked
+from cropl.evaluation.pipeline.locate import Load, locate_batch
+from cropl.evaluation.pipeline.process import ProcessStage
 from cropl.models.localizer import Localizer
 from cropl.models.vlm import load_vlm
 from cropl.pruning import ILP, pruned
@@ -161,7 +161,7 @@ def test_an_endless_stream_takes_no_more_memory():
 SCRIPT = """
 import itertools, sys, time
 from cropl.evaluation.pipeline import Pipeline
-from cropl.evaluation.pipeline_process import ProcessStage
+from cropl.evaluation.pipeline.process import ProcessStage
 from tests.evaluation.stages import PICTURE, Answers, told
 
 if __name__ == "__main__":

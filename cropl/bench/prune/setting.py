@@ -8,13 +8,13 @@ from functools import partial
 from statistics import fmean, median
 from typing import Any
 
-from cropl.bench.prune_answers import answers, measured
-from cropl.bench.prune_inputs import Arm
-from cropl.bench.prune_plan import Plan
-from cropl.bench.prune_runs import Localizing, Prefilled, Subject
-from cropl.bench.prune_shapes import Shape, sizes
-from cropl.bench.prune_sides import Compiled, Eager, Side
-from cropl.bench.prune_time import Clock, speedup, summary, turns
+from cropl.bench.prune.answers import answers, measured
+from cropl.bench.prune.inputs import Arm
+from cropl.bench.prune.plan import Plan
+from cropl.bench.prune.runs import Localizing, Prefilled, Subject
+from cropl.bench.prune.shapes import Shape, sizes
+from cropl.bench.prune.sides import Compiled, Eager, Side
+from cropl.bench.prune.time import Clock, speedup, summary, turns
 from cropl.metrics.cost import decoder_flops
 from cropl.models.vlm import VLM
 from cropl.pruning.static_layers import Compile

@@ -9,7 +9,7 @@ Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
 
 NAME = ["method", "budget", "kept", "batch"]
-"""`kept` are the visual tokens of the last layer; what a budget counts differs by method, see `prune_words`."""
+"""`kept` are the visual tokens of the last layer; what a budget counts differs by method, see `words`."""
 
 
 def prefill_table(rows: Sequence[Row]) -> Table:
@@ -112,7 +112,7 @@ def _answers(row: Row) -> list[tuple[str, Row]]:
 
 
 def overhead_table(rows: Sequence[Row]) -> Table:
-    """Header and cells of `prune_overhead.overhead`."""
+    """Header and cells of `overhead.overhead`."""
     head = ["patch", "prefill us/layer", "95 %", "step us/layer", "95 %", "entering us"]
     made = []
     for row in rows:

@@ -21,7 +21,7 @@ from cropl.models.skeleton import config_of
 from cropl.models.tower_view import Record, TowerImage, TowerView, Watch, clip_layer, watch_class_token
 from cropl.models.vlm import VLM, family
 
-FOLDER = Path(__file__).parent / "shapes"
+FOLDER = Path(__file__).parents[1] / "shapes"
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from cropl.errors import RunError
-from cropl.evaluation.pipeline_items import Asked, Failed, Located
-from cropl.evaluation.pipeline_locate import Locator, locate_batch
+from cropl.evaluation.pipeline.items import Asked, Failed, Located
+from cropl.evaluation.pipeline.locate import Locator, locate_batch
 
 _log = logging.getLogger(__name__)
 

@@ -11,11 +11,11 @@ from PIL import Image
 
 from cropl.data.sample import Sample
 from cropl.errors import RunError
-from cropl.evaluation.pipeline_items import Asked, Located
-from cropl.evaluation.pipeline_locate import Load, Locator
-from cropl.evaluation.pipeline_process import ProcessStage
-from cropl.evaluation.pipeline_reader import Reader
-from cropl.evaluation.pipeline_stage import Stage, ThreadStage
+from cropl.evaluation.pipeline.items import Asked, Located
+from cropl.evaluation.pipeline.locate import Load, Locator
+from cropl.evaluation.pipeline.process import ProcessStage
+from cropl.evaluation.pipeline.reader import Reader
+from cropl.evaluation.pipeline.stage import Stage, ThreadStage
 from cropl.grid import Region
 from cropl.models.region_sources import Predicted
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from cropl.bench.prune_time import speedup, summary
+from cropl.bench.prune.time import speedup, summary
 
 Stamps = Sequence[float]
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_log
 
-from cropl.evaluation.pipeline_items import Asked, Failed, reason
-from cropl.evaluation.pipeline_locate import Locator, locate_batch
-from cropl.evaluation.pipeline_stage import READY, Message, Stage
+from cropl.evaluation.pipeline.items import Asked, Failed, reason
+from cropl.evaluation.pipeline.locate import Locator, locate_batch
+from cropl.evaluation.pipeline.stage import READY, Message, Stage
 
 
 class ProcessStage(Stage):

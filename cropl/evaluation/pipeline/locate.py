@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from PIL import Image
 
-from cropl.evaluation.pipeline_items import Asked, Failed, Located, isolated
+from cropl.evaluation.pipeline.items import Asked, Failed, Located, isolated
 from cropl.grid import Region
 from cropl.models.localizer import Localizer
 from cropl.models.region_sources import ZeroShotGrounding

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from cropl.errors import RunError
-from cropl.evaluation.localized_ahead import LocalizedAhead
+from cropl.evaluation.pipeline.loader import LocalizedAhead
 from cropl.grid import Region
 from cropl.testbed.samples import samples as scenes
 from tests.evaluation.stages import Told, region_of, told
@@ -140,16 +140,16 @@ def test_in_a_process():
 
 @pytest.mark.slow
 def test_the_process_ends_with_the_iteration(monkeypatch):
-    from cropl.evaluation import localized_ahead
+    from cropl.evaluation.pipeline import loader
 
     started = []
 
-    class Noted(localized_ahead.ProcessStage):
+    class Noted(loader.ProcessStage):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             started.append(self.pid)
 
-    monkeypatch.setattr(localized_ahead, "ProcessStage", Noted)
+    monkeypatch.setattr(loader, "ProcessStage", Noted)
     stream = iter(LocalizedAhead(asked(*(f"fine {i}" for i in range(9))), told, 2))
     next(stream)
     del stream  # broken off

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cropl.bench.prune_table import label
+from cropl.bench.prune.table import label
 
 Row = dict[str, Any]
 

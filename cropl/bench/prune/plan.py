@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cropl.bench.prune_inputs import REGIONS, Arm, Budget, arm, count_of
-from cropl.bench.prune_methods import METHODS
-from cropl.bench.prune_shapes import Shape
+from cropl.bench.prune.inputs import REGIONS, Arm, Budget, arm, count_of
+from cropl.bench.prune.methods import METHODS
+from cropl.bench.prune.shapes import Shape
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Plan:
     """What is measured of each shape.
 
     Attributes:
-        methods: names, see `prune_methods.METHODS`.
+        methods: names, see `methods.METHODS`.
         budgets: visual tokens kept; None is the shape's own. Methods with a number of tokens of their own run once.
         batches: questions at once.
         new_tokens: lengths of the answers that are timed.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-from cropl.evaluation.pipeline_items import Asked
-from cropl.evaluation.pipeline_stage import Stage
+from cropl.evaluation.pipeline.items import Asked
+from cropl.evaluation.pipeline.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from cropl.bench.prune_inputs import prompts
-from cropl.bench.prune_shapes import Shape
-from cropl.bench.prune_time import Clock, median_interval, pinned, turns
+from cropl.bench.prune.inputs import prompts
+from cropl.bench.prune.shapes import Shape
+from cropl.bench.prune.time import Clock, median_interval, pinned, turns
 from cropl.models.llava import LlavaVLM
 from cropl.models.vlm import VLM
 from cropl.pruning import ILP, Dense, InnerLLM, pruned

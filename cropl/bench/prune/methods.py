@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cropl.bench.prune_shapes import Shape
+from cropl.bench.prune.shapes import Shape
 from cropl.budget import InfeasibleBudget
 from cropl.models.compressor import Compressor, CompressorConfig
 from cropl.pruning import (

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from cropl.evaluation.pipeline_answer import Answerer
-from cropl.evaluation.pipeline_items import Failed, Located
-from cropl.evaluation.pipeline_locate import Load, Locator
-from cropl.evaluation.pipeline_process import ProcessStage
-from cropl.evaluation.pipeline_reader import Read, Reader
-from cropl.evaluation.pipeline_stage import Stage, ThreadStage
+from cropl.evaluation.pipeline.answer import Answerer
+from cropl.evaluation.pipeline.items import Failed, Located
+from cropl.evaluation.pipeline.locate import Load, Locator
+from cropl.evaluation.pipeline.process import ProcessStage
+from cropl.evaluation.pipeline.reader import Read, Reader
+from cropl.evaluation.pipeline.stage import Stage, ThreadStage
 from cropl.grid import Region
 from cropl.models.vlm import VLM, load_vlm
 from cropl.pruning import InnerLLM, PreLLM

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from cropl.bench.prune_inputs import Arm
-from cropl.bench.prune_plan import Plan
-from cropl.bench.prune_setting import Setting
-from cropl.bench.prune_shapes import build, shape_of
-from cropl.bench.prune_time import Clock, pinned
+from cropl.bench.prune.inputs import Arm
+from cropl.bench.prune.plan import Plan
+from cropl.bench.prune.setting import Setting
+from cropl.bench.prune.shapes import build, shape_of
+from cropl.bench.prune.time import Clock, pinned
 from cropl.pruning import NotSupportedError
 from cropl.pruning.static_layers import Compile
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cropl.bench.prune_methods import METHODS, Method
-from cropl.bench.prune_shapes import Shape
+from cropl.bench.prune.methods import METHODS, Method
+from cropl.bench.prune.shapes import Shape
 from cropl.budget import InfeasibleBudget
 from cropl.errors import UsageError, nearest
 from cropl.grid import GRID, Region, TokenGrid

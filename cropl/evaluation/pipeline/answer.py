@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from cropl.budget import apply_factor
-from cropl.evaluation.pipeline_items import Asked, Failed, Located, isolated
+from cropl.evaluation.pipeline.items import Asked, Failed, Located, isolated
 from cropl.grid import Region
 from cropl.models.vlm import VLM
 from cropl.pruning import ILP, InnerLLM, PreLLM, keep_mask, pruned

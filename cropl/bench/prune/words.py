@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from cropl.bench.prune_methods import MEANINGS
-from cropl.bench.prune_table import label, percent, times
+from cropl.bench.prune.methods import MEANINGS
+from cropl.bench.prune.table import label, percent, times
 
 Row = dict[str, Any]
 

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from cropl.bench.prune_inputs import Arm
-from cropl.bench.prune_runs import Subject
-from cropl.bench.prune_time import Clock
+from cropl.bench.prune.inputs import Arm
+from cropl.bench.prune.runs import Subject
+from cropl.bench.prune.time import Clock
 from cropl.pruning import Dense, StaticRunner
 from cropl.pruning.static_layers import Compile
 

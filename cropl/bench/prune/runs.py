@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cropl.bench.device import PeakMemory
-from cropl.bench.prune_inputs import Arm, pictures, prompts
-from cropl.bench.prune_shapes import Shape, build
-from cropl.bench.prune_time import Stamper
+from cropl.bench.prune.inputs import Arm, pictures, prompts
+from cropl.bench.prune.shapes import Shape, build
+from cropl.bench.prune.time import Stamper
 from cropl.metrics.cost import attention_flops, decoder_flops, kv_bytes, linear_flops
 from cropl.models.inputs import as_encoder_output
 from cropl.models.vlm import VLM
