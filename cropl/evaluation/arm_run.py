@@ -134,6 +134,12 @@ class Run:
         return budget * total if isinstance(budget, float) else float(budget)
 
 
+def default_of(arm: Arm, name: str) -> Any:
+    """What an argument of the arm's class is if it is not given; None for classes without this argument or default."""
+    knob = inspect.signature(load_object(arm.class_path)).parameters.get(name)
+    return None if knob is None or knob.default is inspect.Parameter.empty else knob.default
+
+
 def _built(value: Any, where: str) -> Any:
     """An argument as its class takes it: `testbed:` names resolved, what has a `class_path` made, in lists as well."""
     if isinstance(value, str):

@@ -45,7 +45,7 @@ class Localized:
             and became the full one) over all questions; over those with boxes `mean_precision` and `mean_iou` (None
             without any) and `by_kind` (all scores per kind of question). None where no localizer ran.
         without_boxes: how many questions have no boxes, and so no true region.
-        seconds: of localization.
+        seconds: that the localizer took; None where none ran.
     """
 
     regions: dict[tuple[str, int | None], list[Region]] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Localized:
     recall: dict[str, float] | None = None
     details: dict[str, Any] | None = None
     without_boxes: int = 0
-    seconds: float = 0.0
+    seconds: float | None = None
 
 
 def localize(
@@ -74,14 +74,13 @@ def localize(
     if not built:
         return found
     stages.stage("localizing", len(samples))
-    began = time.perf_counter()
     for indices, images in _batches(samples, study.batch_size):
         for pair, regions in collect_regions(built, [samples[i] for i in indices], images).items():
             for i, region in zip(indices, regions, strict=True):
                 found.regions[pair][i] = region
         stages.advance("", len(indices))
-    found.seconds = time.perf_counter() - began
     if predicted is not None:
+        found.seconds = predicted.seconds
         found.predicted = found.regions["predicted", None]
         malformed = [sample.key in predicted.malformed for sample in samples]
         scores = recall(found.predicted, samples, malformed)
@@ -119,7 +118,8 @@ def _count_without_boxes(arms: Sequence[Arm], samples: Sequence[Sample]) -> int:
 
 
 class Flagged(sources.Predicted):
-    """A localizer's predictions; `malformed` holds the keys of the samples whose answer was no region.
+    """A localizer's predictions; `malformed` holds the keys of the samples whose answer was no region, `seconds` the
+    time that it took.
 
     The localizer only counts those answers, and gives the full region for them. Where a batch also has full regions
     that were answered, those in question are asked again, one by one.
@@ -128,11 +128,13 @@ class Flagged(sources.Predicted):
     def __init__(self, localizer: Localizer, batch_size: int) -> None:
         super().__init__(localizer, batch_size)
         self.malformed: set[str] = set()
+        self.seconds = 0.0
 
     def __call__(
         self, images: sources.Images, questions: Sequence[str], samples: Sequence[Sample] | None = None
     ) -> list[Region]:
         assert samples is not None
+        began = time.perf_counter()
         before = self.localizer.fallbacks
         regions = super().__call__(images, questions, samples)
         missed = self.localizer.fallbacks - before
@@ -140,6 +142,7 @@ class Flagged(sources.Predicted):
         if missed < len(full):
             full = [i for i in full if self._misses(images[i], questions[i])]
         self.malformed |= {samples[i].key for i in full}
+        self.seconds += time.perf_counter() - began
         return regions
 
     def _misses(self, image: Image.Image, question: str) -> bool:

@@ -8,21 +8,20 @@ Shapes: V visual tokens of one image.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cropl.budget import InfeasibleBudget, calibrate
 from cropl.errors import UsageError
-from cropl.evaluation.arm_run import Run
+from cropl.evaluation.arm_run import Run, default_of
 from cropl.evaluation.arms import ALL, Arm
 from cropl.grid import Region
 from cropl.models.region_sources import RegionSource
 from cropl.models.vlm import VLM
 from cropl.pruning.base import InnerLLM, PreLLM
 from cropl.pruning.checks import check_method, check_model
+from cropl.pruning.compression import Compression
 from cropl.pruning.request import region_mask
-from cropl.recipe import load_object
 from cropl.tiling import Tokens
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def check_arms(arms: Sequence[Arm], models: Mapping[str | None, VLM], grids: Seq
         try:
             check_model(vlm)
             for seed in arm.runs():
-                _check_run(Run(arm, seed, _checked_layer(arm, vlm.num_layers), vlm.num_layers), grids)
+                _check_run(Run(arm, seed, _checked_layer(arm, vlm.num_layers), vlm.num_layers), vlm, grids)
         except InfeasibleBudget:
             continue  # the plan tells, in the arm's row
         except UsageError:
@@ -58,7 +57,7 @@ def check_arms(arms: Sequence[Arm], models: Mapping[str | None, VLM], grids: Seq
             raise UsageError(f"study arm {arm.key!r}: {error}") from None
 
 
-def _check_run(run: Run, grids: Sequence[Tokens]) -> None:
+def _check_run(run: Run, vlm: VLM, grids: Sequence[Tokens]) -> None:
     arm, takes_regions = run.arm, run.arm.region_source != "none"
     if not takes_regions and arm.budget is not None and not run.can_meet_budget:
         raise UsageError(
@@ -70,6 +69,11 @@ def _check_run(run: Run, grids: Sequence[Tokens]) -> None:
     if takes_regions and isinstance(method, InnerLLM) and not method.needs_request:
         raise UsageError(f"study arm {arm.key!r}: {arm.method} ignores regions: leave region_source out")
     check_method(method, run.num_layers, requested=takes_regions)
+    if isinstance(method, PreLLM):
+        Compression(method, vlm.class_token).watch(vlm).remove()  # not every family shows its tower
+        for grid in grids:
+            if (made := method.count(grid)) > grid.num_tokens:
+                raise ValueError(f"{arm.method} makes {made} tokens of an image that has {grid.num_tokens}")
 
 
 def make_plan(
@@ -120,8 +124,8 @@ def _layer(arm: Arm) -> int | None:
     if arm.layer is not None:
         assert isinstance(arm.layer, int)
         return arm.layer
-    knob = inspect.signature(load_object(arm.class_path)).parameters.get("layer")
-    return None if knob is None or knob.default is inspect.Parameter.empty else knob.default
+    found: int | None = default_of(arm, "layer")
+    return found
 
 
 def _fill(

@@ -93,12 +93,14 @@ def gallery_row(rows: Sequence[Row]) -> Row | None:
 
 
 def _total_milliseconds(row: Row) -> float | None:
-    """Milliseconds of a question with the tower's share and, where regions were predicted, the localizer's."""
+    """Milliseconds of a question with the tower's, and the localizer's where it told the regions or their size."""
     if not row.get("images") or row.get("encode_seconds") is None:
         return None
     seconds = row["seconds"] / row["n"] + row["encode_seconds"] / row["images"]
-    if row["region_source"] == "predicted":
-        seconds += (row.get("localizer_seconds") or 0.0) / row["n"]
+    if row["region_source"] not in ("gt", "none"):
+        if row["region_source"] not in ("predicted", "center", "random") or not row.get("localizer_seconds"):
+            return None
+        seconds += row["localizer_seconds"] / row["n"]
     return float(1000 * seconds)
 
 

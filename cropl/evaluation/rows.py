@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cropl.evaluation.answer import Answers
-from cropl.evaluation.arm_run import Run
+from cropl.evaluation.arm_run import Run, default_of
 from cropl.evaluation.arms import Arm
 from cropl.evaluation.costs import Costs
 from cropl.evaluation.names import name
@@ -90,7 +90,7 @@ def _identity(study: Study, arm: Arm, run: Run, n: int) -> dict[str, Any]:
         "layer": run.layer,
         "budget": arm.budget,
         "budget_meaning": arm.budget_meaning,
-        "positions": arm.positions,
+        "positions": arm.positions or default_of(arm, "positions"),
         "options": dict(arm.options),
         "model": arm.model or study.model,
         "model_name": arm.model_name,

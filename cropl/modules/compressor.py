@@ -123,8 +123,8 @@ class CompressorModule(InstructionModule):
         if made > tokens.num_tokens:
             raise ValueError(
                 f"sample {row.get('key') or row.get('question')!r}: PLC makes {made} tokens of the {tokens.num_tokens} "
-                "of its picture: leave the sample out, give a Qwen2-VL more max_pixels (model.model_options), or "
-                "train fewer (model.queries, with model.anchors false)"
+                "of its picture: leave small pictures out, train fewer tokens (model.queries, model.anchors false), "
+                "or, if max_pixels (model.model_options) shrank the picture, give more"
             )
 
     def setup(self, stage: str) -> None:

@@ -94,7 +94,7 @@ class Prefill:
         if after_BMD is before_BMD:
             return
         made_B = (after_BMD != before_BMD).flatten(1).any(1)
-        self.made_B = made_B if self.made_B is None else self.made_B | made_B
+        self.made_B = made_B if self.made_B is None else self.made_B | made_B.to(self.made_B.device)
 
     @cached_property
     def padding(self) -> tuple[bool, bool]:

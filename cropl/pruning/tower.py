@@ -57,14 +57,21 @@ class TowerMethod(PreLLM):
         return 0
 
     def count(self, grid: tiling.Tokens) -> int:
-        return wanted(self.tokens, grid.num_tokens)
+        """As for `PreLLM`.
+
+        Raises:
+            ValueError: there are fewer tokens than the method is to keep, or it is to keep fewer than there are crops.
+        """
+        count = wanted(self.tokens, grid.num_tokens)
+        self._shares(count, grid.crops if isinstance(grid, tiling.TokenMap) else 1)
+        return count
 
     def flops(self, grid: tiling.Tokens, config: Any) -> int:
         """As for `PreLLM`: each crop is looked at by itself, whole, whatever unpadding leaves of it."""
         if not isinstance(grid, tiling.TokenMap):
             return self.view_flops(config, grid.num_tokens, self.count(grid))
         total = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
-        return sum(self.view_flops(config, total, count) for count in _shares(self.count(grid), grid.crops))
+        return sum(self.view_flops(config, total, count) for count in self._shares(self.count(grid), grid.crops))
 
     def reduce_image(self, image: TowerImage) -> Reduced:
         """A whole image: its crops one after the other.
@@ -72,15 +79,18 @@ class TowerMethod(PreLLM):
         Raises:
             ValueError: there are fewer tokens than the method is to keep, or than crops.
         """
-        total, crops = wanted(self.tokens, len(image.token_VD)), len(image.views)
-        if total < crops:
-            raise ValueError(f"tokens={self.tokens}: fewer than the {crops} crops of an image")
-        counts = _shares(total, crops)
+        counts = self._shares(wanted(self.tokens, len(image.token_VD)), len(image.views))
         for view, count in zip(image.views, counts, strict=True):
             if count > len(view.token_VD):
                 raise ValueError(f"tokens={self.tokens}: {count} for a crop of {len(view.token_VD)} visual tokens")
         parts = [self.reduce(view, count) for view, count in zip(image.views, counts, strict=True)]
-        return parts[0] if crops == 1 else Reduced(torch.cat([part.token_MD for part in parts]))
+        return parts[0] if len(parts) == 1 else Reduced(torch.cat([part.token_MD for part in parts]))
+
+    def _shares(self, total: int, crops: int) -> list[int]:
+        """`total` tokens in equal parts, the first ones one larger where that does not come out even."""
+        if total < crops:
+            raise ValueError(f"tokens={self.tokens}: fewer than the {crops} crops of an image")
+        return [total // crops + (crop < total % crops) for crop in range(crops)]
 
     def compress(
         self, features: Sequence[Tensor], grids: Sequence[tiling.Tokens], regions: Sequence[tiling.Regions]
@@ -91,11 +101,6 @@ class TowerMethod(PreLLM):
             PruningError: always.
         """
         raise PruningError(f"{type(self).__name__} looks into the vision tower: use it in pruned(...), or reduce_image")
-
-
-def _shares(total: int, crops: int) -> list[int]:
-    """`total` tokens in equal parts, the first ones one larger where that does not come out even."""
-    return [total // crops + (crop < total % crops) for crop in range(crops)]
 
 
 def looking_flops(config: Any, total: int) -> int:

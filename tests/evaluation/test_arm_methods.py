@@ -14,6 +14,7 @@ from cropl.models.vlm import load_vlm
 from cropl.pruning import FastV, Hybrid, Schedule, VisionZip, VisPruner, pruned
 from cropl.pruning.ilp import ILP
 from cropl.testbed.samples import samples as scenes
+from tests.families import FAMILIES
 
 STAGES = [
     {"class_path": "cropl.pruning.ILP", "init_args": {"layer": 1}},
@@ -83,9 +84,24 @@ def test_answers_are_those_of_each_question_alone(world) -> None:
         ),
         ({"method": "visionzip", "layer": 2, "budget": 16}, "layer"),
         ({"method": "visionzip", "budget": 999}, "above"),
+        ({"method": "visionzip", "init_args": {"tokens": 999}}, "more than the 144 visual tokens"),
     ],
 )
 def test_arms_that_cannot_be(world, arm, says) -> None:
     vlm, samples, _ = world
     with pytest.raises(UsageError, match=says):
         run_study(study([arm]), samples, vlm)
+
+
+@pytest.mark.parametrize(
+    ("family", "arm", "says"),
+    [
+        ("internvl", {"method": "visionzip", "budget": 4}, "VisionZip is not supported"),
+        ("llava_next", {"method": "vispruner", "init_args": {"tokens": 2}}, "fewer than the . crops"),
+    ],
+)
+def test_towers_are_asked_before_anything_is_answered(family, arm, says, monkeypatch) -> None:
+    vlm = FAMILIES[family]()
+    monkeypatch.setattr(vlm, "generate", None)
+    with pytest.raises(UsageError, match=says):
+        run_study(study([arm]), scenes("test", 2), vlm)

@@ -92,6 +92,7 @@ def test_layer_average_that_cannot_be_is_infeasible(rows):
     row = rows["ilp-gt-k2-32-layer_average"]  # two of three layers cost 96 on their own
     assert row["accuracy"] is None and "96" in row["infeasible"]
     assert "infeasible" in tables.results_html([row])
+    assert row["positions"] == "original"  # what it would have had, so that it has the name of the others
 
 
 def test_every_layer_full_is_dense(outcome, rows):

@@ -128,7 +128,10 @@ def test_total_time_holds_the_tower_and_where_regions_were_predicted_the_localiz
     row = {"n": 10, "seconds": 2.0, "images": 5, "encode_seconds": 1.0, "localizer_seconds": 3.0}
     total, _ = report.AXES["total seconds"]
     assert total({**row, "region_source": "gt"}) == pytest.approx(400)
-    assert total({**row, "region_source": "predicted"}) == pytest.approx(700)
+    for source in ("predicted", "center", "random"):  # random regions have the size of predicted ones
+        assert total({**row, "region_source": source}) == pytest.approx(700)
+        assert total({**row, "region_source": source, "localizer_seconds": None}) is None
+    assert total({**row, "region_source": "zero_shot"}) is None
     assert total({**row, "region_source": "gt", "encode_seconds": None}) is None
 
 
