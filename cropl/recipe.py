@@ -226,9 +226,9 @@ def instantiate(spec: Any, where: str) -> Any:
 
 def label(recipes: Sequence[str | Path]) -> str:
     """What a result row calls its recipe: the names joined by '+', a path by its file name."""
-    labels = []
+    labels, root = [], folder().resolve()
     for name in recipes:
-        path = find(name)
-        inside = path.is_relative_to(folder())
-        labels.append(path.relative_to(folder()).with_suffix("").as_posix() if inside else path.name)
+        path = find(name).resolve()
+        inside = path.is_relative_to(root)
+        labels.append(path.relative_to(root).with_suffix("").as_posix() if inside else path.name)
     return "+".join(labels)

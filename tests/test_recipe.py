@@ -55,6 +55,11 @@ def test_interpolation_follows_overlays_and_flags(recipes, tmp_path):
     assert recipe.label(["testbed/study", overlay]) == "testbed/study+overlay.yaml"
 
 
+def test_a_built_in_recipe_has_its_name_by_whatever_path(monkeypatch):
+    monkeypatch.chdir(recipe.folder() / "testbed")
+    assert recipe.label(["study.yaml", "../testbed/study.yaml"]) == "testbed/study+testbed/study"
+
+
 def test_flags():
     args = ["-c", "one", "--config=two", "--a.b", "3", "--list=[1, x]", "--on", "--max-tokens", "-1", "--none", "null"]
     recipes_given, overrides = recipe.parse_flags(args)

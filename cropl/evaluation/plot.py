@@ -75,7 +75,7 @@ def accuracy_plot(
         parts.append(_text(LEFT - 10, y(i * step) + 4, f"{100 * i * step:.0f}", "end"))
     ticks: list[float] = []
     for cost in sorted({p[0] for p in points}):
-        if not ticks or x(cost) - x(ticks[-1]) > 8 * len(axis.text(cost)) + 8:
+        if not ticks or x(cost) - x(ticks[-1]) > 9 * len(axis.text(cost)) + 16:
             ticks.append(cost)
             parts.append(_line(x(cost), HEIGHT - BOTTOM, x(cost), HEIGHT - BOTTOM + 5, "#8a90a0"))
             parts.append(_text(x(cost), HEIGHT - BOTTOM + 20, axis.text(cost), "middle"))
