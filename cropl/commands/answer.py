@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropl.commands.answer_files import check_keys, read_questions, row_of
+from cropl.commands.answer_lock import alone
 from cropl.commands.answer_options import STDIN, Options, read
 from cropl.commands.answer_resume import drop_replaced, read_done
 from cropl.errors import FAILED, UsageError
@@ -27,17 +28,20 @@ def run(args: Sequence[str]) -> int:
     options = read(args)
     if options is None:
         return 0
-    done = read_done(options.out) if options.resume and options.out is not None else {}
     with ExitStack() as opened:
+        if options.out is not None:
+            opened.enter_context(alone(options.out, options.resume))
+        done = read_done(options.out) if options.resume and options.out is not None else {}
         # Standard input of our own: a thread may wait for it when Python ends, which must not wait for that thread.
         lines: Any = open(0, "rb", closefd=False)  # noqa: SIM115
         total, images = None, options.images or Path()
         if options.questions != STDIN:
             lines = opened.enter_context(open(options.questions, "rb"))
-            keys = check_keys(lines, options.questions, done)
-            total, images = len(keys.keys() - done.keys()), options.images or Path(options.questions).parent
+            keys, broken = check_keys(lines, options.questions, done)
+            total = len(keys.keys() - done.keys()) + len(broken)
+            images = options.images or Path(options.questions).parent
             if options.resume and options.out is not None:
-                opened.callback(drop_replaced, options.out, keys)
+                opened.callback(drop_replaced, options.out, broken)
         if total == 0:
             print("cropl: nothing to answer" if not done else "cropl: everything is answered", file=sys.stderr)
             return 0
@@ -61,7 +65,8 @@ def _write(stream: Pipeline, out: Any, total: int | None) -> bool:
             print(json.dumps(row_of(result), ensure_ascii=False), file=out, flush=True)
             for kind in ("fallback", "error"):
                 if getattr(result, kind) is not None:
-                    reasons.setdefault(kind, f"{result.pair[2]}: {getattr(result, kind)}")
+                    named = f"{result.pair[2]}: " if result.pair[1] else ""  # what is wrong with a line names it
+                    reasons.setdefault(kind, f"{named}{getattr(result, kind)}")
             stages.advance("")
     seconds = 0.0 if began is None else time.perf_counter() - began
     answered = stream.done - stream.errors

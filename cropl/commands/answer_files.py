@@ -16,18 +16,18 @@ Question = tuple[Any, str, str, str]
 
 
 def read_questions(lines: Iterable[bytes], images: Path, done: Container[str] = ()) -> Iterator[Question]:
-    """The questions of a file or stream; a line that is none comes with its error.
+    """The questions of a file or stream; a line that is none has its error instead, and a key like `line 2`.
 
     Args:
         lines: JSON objects, or image, question and perhaps a key between tabs; empty ones are passed over.
         images: folder of relative images.
-        done: keys that are left out.
+        done: keys of questions that are left out.
     """
-    return (question for _, question in _numbered(lines, images) if question[2] not in done)
+    return (question for _, question in _numbered(lines, images) if not question[1] or question[2] not in done)
 
 
-def check_keys(file: BinaryIO, path: str, done: Mapping[str, Asked]) -> dict[str, int]:
-    """The keys of a file of questions, with their lines; the file stands at its beginning again.
+def check_keys(file: BinaryIO, path: str, done: Mapping[str, Asked]) -> tuple[dict[str, int], set[str]]:
+    """The keys of a file's questions, with their lines, and of lines that are none; the file is at its beginning again.
 
     Args:
         file: opened, see `read_questions`.
@@ -35,10 +35,14 @@ def check_keys(file: BinaryIO, path: str, done: Mapping[str, Asked]) -> dict[str
         done: what the keys that are answered already asked.
 
     Raises:
-        UsageError: two lines have the same key, or a key of `done` asks something else here.
+        UsageError: two questions have the same key, or a key of `done` asks something else here.
     """
     found: dict[str, int] = {}
+    broken: set[str] = set()
     for number, (_, question, key, image) in _numbered(file, Path()):
+        if not question:
+            broken.add(key)
+            continue
         if key in found:
             raise UsageError(
                 f"{path}:{number}: key {key!r} is also that of {path}:{found[key]}; give each question its own "
@@ -51,16 +55,16 @@ def check_keys(file: BinaryIO, path: str, done: Mapping[str, Asked]) -> dict[str
             )
         found[key] = number
     file.seek(0)
-    return found
+    return found, broken
 
 
 def _numbered(lines: Iterable[bytes], images: Path) -> Iterator[tuple[int, Question]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        key, name, question = str(number), "", ""
+        key, name, question = f"line {number}", "", ""
         try:
-            name, question, key = _parsed(line, key)
+            name, question, key = _parsed(line, str(number))
             image: Any = images / name
         except (ValueError, RecursionError) as error:
             image = ValueError(f"line {number} is no question: {error}")
@@ -71,7 +75,8 @@ def _parsed(line: bytes, key: str) -> tuple[str, str, str]:
     text = line.decode("utf-8").rstrip("\r\n")
     if text.lstrip().startswith("{"):
         row = json.loads(text)
-        fields = [row.get("image"), row.get("question"), str(row.get("key", key))]
+        named = row.get("key")
+        fields = [row.get("image"), row.get("question"), key if named is None else str(named)]
     else:
         fields = [*text.split("\t"), key][:3]
     if len(fields) < 3 or not all(isinstance(each, str) and each.strip() for each in fields):

@@ -17,8 +17,8 @@ Answers a file or stream of questions about images: while one batch is answered,
 works on those behind it. One bad image never stops the rest: its line says what is wrong."""
 EPILOG = """\
 QUESTIONS has a line for each question: {"image": "a.jpg", "question": "..."} or image, tab, question. A "key", or a
-third column, names it, and no other (default: the number of its line). Relative images lie beside the file, or in
---images.
+third column, names it, and no other (default: the number of its line). A line that is no question has an error
+and a key like "line 2". Relative images lie beside the file, or in --images.
 
 Each line of ANSWERS has key, image, question, answer, region, kept and total visual tokens, seconds; `fallback` says
 why every token was kept, `error` why there is no answer. The file serves as `regions` of a study.
@@ -79,7 +79,7 @@ def read(args: Sequence[str]) -> Options | None:
     options.images = None if given.images is None else Path(given.images)
     if options.images is not None and not options.images.is_dir():
         raise UsageError(f"--images {given.images}: no such folder")
-    options.out = None if given.out is None else _out(given.out, options.resume)
+    options.out = None if given.out is None else _out(given.out, options)
     if options.resume and (options.out is None or options.questions == STDIN):
         raise UsageError("--resume continues a file of answers from the file of questions: give both")
     for name, least in (("batch_size", 1), ("window", 1), ("ahead", 1), ("max_new_tokens", 1)):
@@ -129,10 +129,12 @@ def _parser() -> Parser:
     return parser
 
 
-def _out(text: str, resume: bool) -> Path:
+def _out(text: str, options: Options) -> Path:
     path = Path(text)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UsageError(f"--out {text}: its folder does not exist, or it is a folder itself")
-    if path.exists() and not resume:
+    if options.questions != STDIN and path.exists() and path.samefile(options.questions):
+        raise UsageError(f"--out {text}: is the file of questions itself; give another name")
+    if path.exists() and not options.resume:
         raise UsageError(f"--out {text}: exists; give another name, or --resume to continue it")
     return path

@@ -7,7 +7,7 @@ newer one of its key is there, and the file is then replaced as a whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ def read_done(path: Path) -> dict[str, Asked]:
     """
     if not path.exists():
         return {}
-    _mend_end(path)
     done: dict[str, Asked] = {}
     lines: dict[str, int] = {}
     for number, _, row in _rows(path):
@@ -37,37 +36,40 @@ def read_done(path: Path) -> dict[str, Asked]:
         if row["key"] in lines:
             raise UsageError(f"{path}:{number}: key {row['key']!r} has an answer at line {lines[row['key']]}; keep one")
         done[row["key"]], lines[row["key"]] = (row["image"], row["question"]), number
+    _mend_end(path)
     return done
 
 
-def drop_replaced(path: Path, asked: Mapping[str, int]) -> None:
+def drop_replaced(path: Path, broken: Container[str]) -> None:
     """Drop, all at once, the errors that a later line of their key replaces, and those of lines that were mended.
 
     Args:
         path: file of answers; nothing is done where there is none, or it has no such error.
-        asked: the keys of the questions. A line without a question has that of its number, which goes as it is mended.
+        broken: keys of the lines that are no questions; errors of other such lines go, as those were mended.
     """
     if not path.exists():
         return
-    _mend_end(path)
-    kept: dict[str, tuple[bool, str]] = {}
+    kept: dict[tuple[str, bool], tuple[bool, str]] = {}
     count = 0
     for _, text, row in _rows(path):
         count += 1
         answered = row["error"] is None
-        if (row["question"] or row["key"] in asked) and (answered or not kept.get(row["key"], (False, ""))[0]):
-            kept[row["key"]] = answered, text
+        key = row["key"], bool(row["question"])  # a question may have the key `line 2`, too
+        if (row["question"] or row["key"] in broken) and (answered or not kept.get(key, (False, ""))[0]):
+            kept[key] = answered, text
+    _mend_end(path)
     if len(kept) < count:
         write_atomically(path.resolve(), "".join(text + "\n" for _, text in kept.values()))
 
 
 def _rows(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Number, text and object of each line; UsageError for one that is no answer."""
+    """Number, text and object of each line but a last one that was cut off; UsageError for one that is no answer."""
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
-            if line.strip():
+            if line.strip() and not _cut_off(line):
                 if (row := _row(line)) is None:
-                    raise UsageError(f"{path}: line {number} is no answer; give another file")
+                    which = f"line {number}" if line.endswith(b"\n") else "its last line"
+                    raise UsageError(f"{path}: {which} is no answer; give another file")
                 yield number, line.decode("utf-8").rstrip("\r\n"), row
 
 
@@ -83,16 +85,25 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 
 def _mend_end(path: Path) -> None:
-    """End the last line, or remove it where it was cut off."""
+    """End the last line, or remove it where it was cut off; all others were checked before."""
     with open(path, "rb+") as file:
         last = b"\n"
         for line in file:
             last = line
         if last.endswith(b"\n"):
             return
-        if _row(last) is not None:
-            file.write(b"\n")
-        elif last.startswith(_BEGINNING[: len(last)]):
+        if _cut_off(last):
             file.truncate(file.tell() - len(last))
         else:
-            raise UsageError(f"{path}: its last line is no answer; give another file")
+            file.write(b"\n")
+
+
+def _cut_off(line: bytes) -> bool:
+    """Whether it is the beginning of a line of answers; one that is JSON is whole, whatever it holds."""
+    if line.endswith(b"\n") or not line.startswith(_BEGINNING[: len(line)]):
+        return False
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False

@@ -98,7 +98,9 @@ class Run:
             return cls(**options)
         except InfeasibleBudget:
             raise
-        except (TypeError, ValueError) as error:
+        except TypeError as error:  # an argument of the wrong kind, such as a list, which init_args do not spread
+            raise UsageError(f"study arm {self.arm.key!r}: {cls.__name__} with {options}: {error}") from None
+        except ValueError as error:
             raise UsageError(f"study arm {self.arm.key!r}: {error}") from None
 
     @cached_property

@@ -12,7 +12,10 @@ from typing import Any
 
 
 def write_atomically(path: str | Path, text: str) -> Path:
-    """Write `text` so that a reader, or a run that is killed, never sees part of it. OSError names the path."""
+    """Write `text` so that a reader, or a run that is killed, never sees part of it; permissions of a file stay.
+
+    OSError names the path.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -21,7 +24,7 @@ def write_atomically(path: str | Path, text: str) -> Path:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -54,7 +54,7 @@ def answer(tiny_llava, tiny_localizer, folder, tmp_path, capsys):
 
 def test_a_line_for_each_question(answer, tiny_localizer, folder):
     rows, told = answer("--batch-size", "2", "--window", "2")
-    assert [row["key"] for row in rows] == ["first", "2", "4", "5", "6"]
+    assert [row["key"] for row in rows] == ["first", "2", "4", "line 5", "6"]
     assert [row["answer"] is not None for row in rows] == [True, True, False, False, True]
     (region,) = Localizer.from_pretrained(tiny_localizer).locate([Image.open(folder / "b.png")], ["Is there a star?"])
     assert rows[1]["region"] == list(region.as_tuple()) and rows[1]["total"] == 144 and rows[1]["fallback"] is None
@@ -79,7 +79,7 @@ def test_answers_are_written_and_continued(answer, tmp_path):
     _, told = answer("-o", str(out), "--resume", "--budget", "20")
     assert "1 answered" in told and "2 not answered" in told
     continued = [json.loads(line) for line in out.read_text().splitlines()]
-    assert continued[:2] == written and [row["key"] for row in continued] == ["first", "2", "4", "5", "6"]
+    assert continued[:2] == written and [row["key"] for row in continued] == ["first", "2", "4", "line 5", "6"]
     _, told = answer("-o", str(out), "--resume", lines=LINES[:3])
     assert "everything is answered" in told
     changed = [LINES[0].replace("star", "moon"), *LINES[1:], "a.jpg\tOne more?"]
@@ -200,10 +200,12 @@ def test_lines_that_are_no_questions():
         b'{"image": "a", "question": "half \\ud83d"}',
     ]
     found = list(read_questions(lines, Path("pictures")))
-    assert [key for _, _, key, _ in found] == ["1", "2", "3", "4", "5", "6"]
+    assert [key for _, _, key, _ in found] == [f"line {number}" for number in range(1, 7)]
     assert all(isinstance(image, ValueError) for image, *_ in found)
     ((image, question, key, name),) = read_questions([b"a b.jpg\tWhat, then?\tk 1\r\n"], Path("pictures"))
     assert (image, question, key, name) == (Path("pictures/a b.jpg"), "What, then?", "k 1", "a b.jpg")
+    unnamed = b'{"image": "a", "question": "b", "key": null}'
+    assert [key for _, _, key, _ in read_questions([b"", unnamed], Path())] == ["2"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from cropl.commands.answer_files import check_keys
+from cropl.commands.answer_files import check_keys, read_questions
 from cropl.commands.answer_resume import drop_replaced, read_done
 from cropl.errors import UsageError
 
@@ -49,6 +49,11 @@ def test_a_whole_line_without_its_end_stays(path):
         (line("1", "yes") + '{"key": 2}\n', "line 2 is no answer"),
         ("my notes, without an end of line", "its last line is no answer"),
         (line("1", "yes") + line("2", "no") + line("1", "no"), ":3: key '1' has an answer at line 1; keep one"),
+        # what looks like a line that was cut off goes only from a file that is one of answers, and if it is no JSON
+        ('{"key": "1", "image": "a.jpg", "question": "What?"}\n{"key": "2", "im', "line 1 is no answer"),
+        ('{"key": "1", "image": "a.jpg", "question": "What?"}', "its last line is no answer"),
+        (line("1", "yes") + '{"key": "2", "image": "a.jpg", "question": "What?"}', "its last line is no answer"),
+        (line("1", "yes") + line("1", "no") + line("2", "no")[:-5], ":2: key '1' has an answer at line 1"),
     ],
 )
 def test_what_is_no_file_of_answers_is_left_alone(path, text, told):
@@ -59,20 +64,27 @@ def test_what_is_no_file_of_answers_is_left_alone(path, text, told):
 
 
 def test_later_lines_replace_errors_in_their_place(path):
-    drop_replaced(path, {})
+    drop_replaced(path, set())
     answered, again = line("2", "yes"), line("3", error="again")
     path.write_text(line("1", "a") + line("2", error="x") + line("3", error="x") + answered + again)
-    drop_replaced(path, {"1": 1, "2": 2, "3": 3})
+    drop_replaced(path, set())
     assert path.read_text() == line("1", "a") + answered + again
 
 
 def test_errors_go_only_with_a_newer_line_or_a_line_that_was_mended(path):
-    elsewhere, broken = line("other", error="no such file"), line("5", error="no question", question="", image="")
+    elsewhere, broken = line("other", error="no such file"), line("line 5", error="no question", question="", image="")
     path.write_text(elsewhere + broken + line("9", "yes") + line("9", error="cannot be"))
-    drop_replaced(path, {"5": 5})
+    drop_replaced(path, {"line 5"})
     assert path.read_text() == elsewhere + broken + line("9", "yes")
-    drop_replaced(path, {"third": 5})
+    drop_replaced(path, set())
     assert path.read_text() == elsewhere + line("9", "yes")
+
+
+def test_a_question_with_the_key_of_a_broken_line_keeps_its_answer(path):
+    broken, answered = line("line 2", error="no question", question="", image=""), line("line 2", "yes")
+    path.write_text(answered + broken + broken)
+    drop_replaced(path, {"line 2"})
+    assert path.read_text() == answered + broken
 
 
 def test_a_kill_while_lines_are_replaced_loses_none(path, monkeypatch):
@@ -84,7 +96,7 @@ def test_a_kill_while_lines_are_replaced_loses_none(path, monkeypatch):
 
     monkeypatch.setattr("cropl.evaluation.files.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        drop_replaced(path, {"1": 1})
+        drop_replaced(path, set())
     assert path.read_text() == text and list(read_done(path)) == ["1"]
     assert list(path.parent.iterdir()) == [path]
 
@@ -93,7 +105,8 @@ def test_a_kill_while_lines_are_replaced_loses_none(path, monkeypatch):
     ("lines", "told"),
     [
         ("a.jpg\tWhat?\tk\nb.jpg\tWho?\tk\n", "q:2: key 'k' is also that of q:1;"),
-        ("a.jpg\tWhat?\t2\nbroken\n", "q:2: key '2' is also that of q:1;"),
+        ("a.jpg\tWhat?\t2\nb.jpg\tWho?\n", "q:2: key '2' is also that of q:1;"),
+        ("a.jpg\tWhat?\t2\n" + '{"image": "a", "question": "b", "key": null}', "q:2: key '2' is also that of q:1;"),
         ("a.jpg\tWho?\told\n", "q:1: the answer to 'old' is another question's"),
         ("b.jpg\tWhat?\told\n", "q:1: the answer to 'old' is another question's"),
     ],
@@ -107,5 +120,15 @@ def test_keys_that_cannot_be(tmp_path, lines, told):
 def test_keys_of_questions(tmp_path):
     (tmp_path / "q").write_text("a.jpg\tWhat?\told\n\nbroken\n" + '{"image": "a", "question": "b", "key": 7}')
     with open(tmp_path / "q", "rb") as file:
-        assert check_keys(file, "q", {"old": ("a.jpg", "What?")}) == {"old": 1, "3": 3, "7": 4}
+        assert check_keys(file, "q", {"old": ("a.jpg", "What?")}) == ({"old": 1, "7": 4}, {"line 3"})
         assert file.tell() == 0
+
+
+def test_a_broken_line_never_collides(tmp_path):
+    (tmp_path / "q").write_text("a.jpg\tWhat?\t2\nbroken\nb.jpg\tWho?\tline 2\n")
+    done = {"line 2": ("b.jpg", "Who?")}
+    with open(tmp_path / "q", "rb") as file:
+        assert check_keys(file, "q", done) == ({"2": 1, "line 2": 3}, {"line 2"})
+        assert [(key, name) for _, _, key, name in read_questions(file, tmp_path, done)] == [
+            ("2", "a.jpg"), ("line 2", "")
+        ]  # fmt: skip

@@ -84,6 +84,10 @@ def test_answers_are_those_of_each_question_alone(world) -> None:
         ),
         ({"method": "visionzip", "layer": 2, "budget": 16}, "layer"),
         ({"method": "visionzip", "budget": 999}, "above"),
+        (
+            {"method": "hybrid", "region_source": "gt", "layer": 1, "budget": 4, "init_args": {"outside": [0.1]}},
+            "Hybrid with .*0.1",
+        ),
         ({"method": "visionzip", "init_args": {"tokens": 999}}, "more than the 144 visual tokens"),
     ],
 )
