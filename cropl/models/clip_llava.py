@@ -57,10 +57,23 @@ class ClipLlavaVLM(VLM):
         **model_options: Any,
     ) -> Self:
         """As `VLM.from_pretrained`; `system` as for the class, None as the checkpoint was trained."""
+        return cls._loaded(name_or_path, dtype, device, system, model_options)
+
+    @classmethod
+    def _loaded(
+        cls,
+        name_or_path: str,
+        dtype: torch.dtype | str | None,
+        device: torch.device | str | None,
+        system: bool | None,
+        model_options: dict[str, Any],
+        **own: Any,
+    ) -> Self:
+        """As `from_pretrained`; `own` are further arguments of the class."""
         model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
         if system is None:
             system = bool(getattr(model.config, SYSTEM_KEY, False))
-        return cls(model, load_processor(name_or_path), system)
+        return cls(model, load_processor(name_or_path), system, **own)
 
     @property
     def tower(self) -> nn.Module:

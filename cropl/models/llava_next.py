@@ -79,8 +79,7 @@ class LlavaNextVLM(ClipLlavaVLM):
         **model_options: Any,
     ) -> Self:
         """As `VLM.from_pretrained`; `system` and `protocol` as for the class, None as the checkpoint was trained."""
-        loaded = super().from_pretrained(name_or_path, dtype, device, system, **model_options)
-        return cls(loaded.model, loaded.processor, loaded.system, protocol)
+        return cls._loaded(name_or_path, dtype, device, system, model_options, protocol=protocol)
 
     def token_grids(
         self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None

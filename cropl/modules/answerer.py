@@ -17,6 +17,7 @@ from PIL import Image
 
 from cropl.errors import RunError
 from cropl.evaluation.pipeline.loader import LocalizedAhead
+from cropl.evaluation.pipeline.stage import LOCALIZER
 from cropl.grid import Region
 from cropl.metrics.answer import QUESTION_KINDS, AnswerAccuracy, exact_match
 from cropl.metrics.area import AreaRecall
@@ -29,8 +30,6 @@ from cropl.testbed import weights
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
 
-LOCALIZER = "cropl localizer"
-"""The name of the localizer's process. It imports the script that started it, and may wait there for other ranks."""
 _log = logging.getLogger(__name__)
 
 RECALL = ("mean_recall", "recall_gt_0.5", "recall_gt_0.7", "recall_gt_0.9")
@@ -51,9 +50,11 @@ class AnswererModule(L.LightningModule):
         seed: of random regions.
         kinds: the kinds of questions that may occur.
         ahead: batches that the localizer may be ahead of the one that is answered; 0 localizes and answers in turn. A
-            localizer that is named then runs in a process of its own (as float32, whatever the trainer's precision), a
-            loaded one in a thread. Regions and answers are the same. Each rank has its own.
-        localizer_threads: of torch in the localizer's process; None is half of this one's.
+            localizer that is named then runs in a process of its own, a loaded one in a thread; each rank has its own.
+            At the trainer's precision 32 nothing else changes. At others regions, and so answers, may: that process
+            computes in float32 whatever the precision, and the autocast of a mixed precision does not reach the thread.
+        localizer_threads: of torch in the localizer's process; None is half of this one's. On a CPU this one has so
+            many fewer (but one) while a loader is localized ahead.
 
     Batches are lists of `Sample`s, or `{"samples": [...], "valid": [bool, ...]}`; padding is marked in either place.
     With `ahead` they also hold `regions`: data modules of cropl see to it, see `localized_ahead` for other loaders.
@@ -222,6 +223,7 @@ class AnswererModule(L.LightningModule):
 def _check_ahead(ahead: int, threads: int | None, localizes: bool, named: bool) -> None:
     if ahead < 0:
         raise ValueError(f"ahead must be at least 0, got {ahead}")
+    # The localizer's process imports the script that started it, and might wait there for other ranks.
     if ahead and multiprocessing.current_process().name == LOCALIZER:
         raise RunError('a script that localizes ahead keeps its work under `if __name__ == "__main__":`')
     if ahead and not localizes:

@@ -7,9 +7,12 @@ import threading
 import time
 
 import pytest
+import torch
 
 from cropl.errors import RunError
+from cropl.evaluation.pipeline import loader as loading
 from cropl.evaluation.pipeline.loader import LocalizedAhead
+from cropl.evaluation.pipeline.stage import ThreadStage
 from cropl.grid import Region
 from cropl.testbed.samples import samples as scenes
 from tests.evaluation.stages import Told, region_of, told
@@ -127,6 +130,54 @@ def test_what_fails_raises():
     assert ended()
 
 
+@pytest.fixture
+def eight_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("threads", "device", "theirs", "ours"),
+    [(None, "cpu", 4, 4), (3, "cpu", 3, 5), (8, "cpu", 8, 1), (20, "cpu", 20, 1), (3, "cuda:0", 3, 8)],
+)
+def test_the_process_takes_its_threads_from_this_one(monkeypatch, eight_threads, threads, device, theirs, ours):
+    given = []
+
+    class Stage(ThreadStage):
+        """In place of a process."""
+
+        def __init__(self, load, threads, raises):
+            given.append(threads)
+            super().__init__(load(), raises=raises)
+
+    monkeypatch.setattr(loading, "ProcessStage", Stage)
+    for questions, wrong in ((("fine 0", "fine 1"), None), (("fine 0", "lost 1"), RunError)):
+        stream = iter(LocalizedAhead(asked(*questions), told, 1, device, threads))
+        next(stream)
+        assert torch.get_num_threads() == ours
+        if wrong is None:
+            assert len(list(stream)) == 1
+        else:
+            with pytest.raises(wrong, match="could not be localized"):
+                next(stream)
+        assert torch.get_num_threads() == 8 and given.pop() == theirs
+    streams = [iter(LocalizedAhead(asked("fine 0"), told, 1, device, threads)) for _ in range(2)]
+    for stream in streams:
+        next(stream)
+    for stream in streams:  # the first one is not within the second one
+        stream.close()
+    assert torch.get_num_threads() == 8
+
+
+def test_a_thread_takes_none(eight_threads):
+    stream = iter(LocalizedAhead(asked("fine 0"), Told(), 1, "cpu"))
+    next(stream)
+    assert torch.get_num_threads() == 8
+    stream.close()
+
+
 @pytest.mark.slow
 def test_in_a_process():
     batches = asked(*(f"fine {i}" for i in range(5)), size=2)
@@ -140,16 +191,14 @@ def test_in_a_process():
 
 @pytest.mark.slow
 def test_the_process_ends_with_the_iteration(monkeypatch):
-    from cropl.evaluation.pipeline import loader
-
     started = []
 
-    class Noted(loader.ProcessStage):
+    class Noted(loading.ProcessStage):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             started.append(self.pid)
 
-    monkeypatch.setattr(loader, "ProcessStage", Noted)
+    monkeypatch.setattr(loading, "ProcessStage", Noted)
     stream = iter(LocalizedAhead(asked(*(f"fine {i}" for i in range(9))), told, 2))
     next(stream)
     del stream  # broken off

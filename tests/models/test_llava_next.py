@@ -133,6 +133,15 @@ def test_loading(tmp_path) -> None:
     loaded = load_vlm(str(tmp_path), device="cpu", protocol="fixed")
     assert isinstance(loaded, LlavaNextVLM) and loaded.protocol == "fixed" and not loaded.system
     assert load_vlm(str(tmp_path), device="cpu").protocol == "anyres"
+    built = []
+
+    class Counted(LlavaNextVLM):
+        def __init__(self, *args, **options):
+            built.append(options)
+            super().__init__(*args, **options)
+
+    assert Counted.from_pretrained(str(tmp_path), device="cpu", system=True, protocol="fixed").system
+    assert built == [{"protocol": "fixed"}]
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from cropl.data.writer import ShardWriter
 from cropl.datamodules.benchmark import BenchmarkShards
 from cropl.datamodules.testbed import TestbedQuestions
 from cropl.errors import RunError
+from cropl.evaluation.pipeline.stage import LOCALIZER
 from cropl.models.localizer import Localizer
 from cropl.modules.answerer import AnswererModule
 from cropl.pruning import ILP, RandomTokens
@@ -36,7 +37,7 @@ def answering(model, localizer, ahead=0, source="predicted", **options):
 
 def running() -> list[str]:
     names = [each.name for each in [*threading.enumerate(), *multiprocessing.active_children()]]
-    return [name for name in names if name in ("cropl localizer", "cropl pairs")]
+    return [name for name in names if name in (LOCALIZER, "cropl pairs")]
 
 
 def all_ended(within: float = 5) -> bool:
@@ -153,10 +154,23 @@ def test_what_ahead_cannot_be(tiny_llava, tiny_localizer, localizer):
     assert not hasattr(answering(tiny_llava, tiny_localizer, 1), "locating")  # another process loads it
 
 
+def test_a_localizers_process_starts_no_other(tiny_llava, localizer, monkeypatch):
+    monkeypatch.setattr(multiprocessing.current_process(), "name", LOCALIZER)
+    with pytest.raises(RunError, match="keeps its work under"):
+        answering(tiny_llava, localizer, 1)
+    answering(tiny_llava, localizer)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["raises", "limit"])
 def test_so_does_its_process(tiny_llava, tiny_localizer, how):
-    cut_short(answering(tiny_llava, tiny_localizer, 1), how)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        cut_short(answering(tiny_llava, tiny_localizer, 1), how)
+        assert torch.get_num_threads() == 2  # lent to the process meanwhile
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -32,7 +33,8 @@ class LocalizedAhead:
             that makes one there; or an object with `locate`, which runs in a thread.
         ahead: batches that may be with the localizer in front of the one that was taken last. One more is read.
         device: of a localizer that is loaded by name.
-        threads: of torch in the localizer's process; None is half of this one's.
+        threads: of torch in the localizer's process; None is half of this one's. If the localizer is on the CPU, this
+            process has so many fewer (but one) during an iteration.
 
     Raises:
         ValueError: `ahead` is below 1. From the iterator: an image cannot be used.
@@ -56,12 +58,20 @@ class LocalizedAhead:
         return len(cast(Sized, self.loader))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        stage = self._started()
+        threads = max(1, torch.get_num_threads() // 2) if self.threads is None else self.threads
+        stage = self._started(threads)
+        with _lent(threads if isinstance(stage, ProcessStage) and self._on_cpu() else 0):
+            yield from self._localized(stage)
+
+    def _localized(self, stage: Stage) -> Iterator[dict[str, Any]]:
         reader = _Batches(self.loader, stage, 1, self.ahead)
         try:
             while (read := reader.next()) is not None:
                 (batch,) = read.pairs
-                located = stage.take(read.number, len(read.asked))
+                try:
+                    located = stage.take(read.number, len(read.asked))
+                except EOFError:  # the reader has the error
+                    break
                 regions = [_region(*each) for each in zip(_samples(batch), located, strict=True)]
                 marked = batch if isinstance(batch, Mapping) else {"samples": list(batch)}
                 yield {**marked, "regions": regions}
@@ -71,12 +81,26 @@ class LocalizedAhead:
             reader.stop()
             stage.close()
 
-    def _started(self) -> Stage:
+    def _started(self, threads: int) -> Stage:
         if hasattr(self.localizer, "locate"):
             return ThreadStage(_AsStep(cast(Locator, self.localizer)), raises=True)
         load = Load(self.localizer, self.device, torch.float32) if isinstance(self.localizer, str) else self.localizer
-        threads = max(1, torch.get_num_threads() // 2) if self.threads is None else self.threads
         return ProcessStage(_Make(load), threads, raises=True)
+
+    def _on_cpu(self) -> bool:
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")  # as models are loaded
+        return torch.device(device).type == "cpu"
+
+
+@contextmanager
+def _lent(threads: int) -> Iterator[None]:
+    """So many threads of torch fewer here, but one at least: more threads than cores slow both processes down."""
+    lent = min(threads, torch.get_num_threads() - 1)
+    torch.set_num_threads(torch.get_num_threads() - lent)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch.get_num_threads() + lent)  # iterations may overlap, and end in any order
 
 
 class _Batches(Reader):

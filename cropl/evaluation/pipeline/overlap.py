@@ -118,10 +118,14 @@ class Pipeline(Iterator[Result]):
             if batch is None:
                 self._ended = True
                 break
-            read.append(batch)
             began = time.perf_counter()
-            located += self.stage.take(batch.number, len(batch.asked))
+            try:
+                located += self.stage.take(batch.number, len(batch.asked))
+            except EOFError:  # the reader has the error
+                self._ended = True
+                break
             self.waited += time.perf_counter() - began
+            read.append(batch)
         pairs = [pair for batch in read for pair in batch.pairs]
         answers = self._answerer([one for batch in read for one in batch.asked], located)
         for pair, where, answer in zip(pairs, located, answers, strict=True):

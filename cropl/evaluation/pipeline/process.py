@@ -13,7 +13,7 @@ from transformers.utils import logging as transformers_log
 
 from cropl.evaluation.pipeline.items import Asked, Failed, reason
 from cropl.evaluation.pipeline.locate import Locator, locate_batch
-from cropl.evaluation.pipeline.stage import READY, Message, Stage
+from cropl.evaluation.pipeline.stage import LOCALIZER, READY, Message, Stage
 
 
 class ProcessStage(Stage):
@@ -38,7 +38,7 @@ class ProcessStage(Stage):
         self._connection, theirs = context.Pipe()
         self._given_up: Any = context.RawValue("q", -1)
         self._process = context.Process(
-            target=_serve, args=(theirs, self._given_up, load, threads), name="cropl localizer", daemon=True
+            target=_serve, args=(theirs, self._given_up, load, threads), name=LOCALIZER, daemon=True
         )
         with _interrupts_held_back():
             self._process.start()
@@ -60,6 +60,12 @@ class ProcessStage(Stage):
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
+
+    def _send_end(self) -> None:
+        try:
+            self._connection.send(None)
+        except Exception:  # it has ended, or there is not even memory for this
+            self.close()
 
     def _receive(self, timeout: float | None) -> Message | None:
         try:
@@ -93,8 +99,8 @@ def _serve(connection: Any, given_up: Any, load: Callable[[], Locator], threads:
             connection.send(Failed(reason(error)))
             return
         connection.send(READY)
-        while True:
-            number, batch = connection.recv()
+        while (sent := connection.recv()) is not None:
+            number, batch = sent
             if number > given_up.value:
                 connection.send((number, locate_batch(locator, batch)))
     except (EOFError, OSError):

@@ -31,7 +31,8 @@ class Reader:
         ahead: batches that are dealt out and not asked for yet, at most. One more is read, and waits.
 
     Attributes:
-        error: what the stream raised; what came before it is dealt out all the same.
+        error: what the stream raised, or why a batch of it could not be sent; what came before it is dealt out all the
+            same. A batch that could not be sent has no regions to take: that is an EOFError of the stage.
     """
 
     def __init__(self, pairs: Iterable[Any], stage: Stage, batch_size: int, ahead: int) -> None:
@@ -59,11 +60,19 @@ class Reader:
                 if self._stopped:
                     return
                 self._dealt.put(Read(number, pairs, asked))
-                self._stage.send(number, asked)
+                self._send(number, asked)
         except BaseException as error:
             self.error = error
         finally:
             self._dealt.put(None)
+
+    def _send(self, number: int, asked: list[Asked]) -> None:
+        try:
+            self._stage.send(number, asked)
+        except BaseException as error:
+            self.error = error
+            self._stage.end()  # the batch is dealt out: whoever takes its regions would wait for ever
+            raise
 
     def _batches(self) -> Iterator[tuple[list[Any], list[Asked]]]:
         pairs: list[Any] = []

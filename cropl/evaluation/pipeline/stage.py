@@ -1,8 +1,8 @@
 """The localizer as a stage of its own, in a process or in a thread: batches of questions go in, regions come out.
 
-Whoever sends and whoever takes may be two threads; each batch that is taken must have been sent, in order. A stage
-never hangs for good: a process that ends is noticed at once, one that is silent for too long is given up, and what it
-did not locate comes back without a region.
+Whoever sends and whoever takes may be two threads; each batch that is taken must have been sent, in order, or the
+stage be told that it will not be. A stage never hangs for good: a process that ends is noticed at once, one that is
+silent for too long is given up, and what it did not locate comes back without a region.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from cropl.evaluation.pipeline.items import Asked, Failed, Located
 from cropl.evaluation.pipeline.locate import Locator, locate_batch
 
 _log = logging.getLogger(__name__)
+
+LOCALIZER = "cropl localizer"
+"""The name of the thread or process. A process imports the script that started it: by this name, code that would start
+another one knows that it must not."""
 
 STRIKES = 3
 """Batches in a row that may time out without a word before the stage is given up."""
@@ -45,22 +49,30 @@ class Stage(ABC):
     def __init__(self, timeout: float | None, raises: bool) -> None:
         self.lost: str | None = None
         self._timeout, self._raises = timeout, raises
-        self._ready, self._silent = False, 0
+        self._ready, self._silent, self._ended = False, 0, False
 
     @abstractmethod
     def send(self, number: int, batch: Sequence[Asked]) -> None:
         """Hand over a batch; may block while the stage is busy."""
 
+    def end(self) -> None:
+        """No batch follows those that were sent: they are still located, and whoever takes another is told."""
+        self._ended = True
+        self._send_end()
+
     def take(self, number: int, size: int) -> list[Located]:
         """The regions of batch `number`, which has `size` questions.
 
         Raises:
+            EOFError: it is behind the end.
             RunError: the localizer could not be loaded, or (with `raises`) is lost.
         """
         while self.lost is None:
             try:
                 message = self._receive(self._timeout if self._ready else None)
             except EOFError:
+                if self._ended:
+                    raise
                 self._lose(self._how_it_ended())
                 continue
             if message is None:
@@ -83,6 +95,10 @@ class Stage(ABC):
     @abstractmethod
     def close(self) -> None:
         """End it, whatever it is doing. May be called twice."""
+
+    @abstractmethod
+    def _send_end(self) -> None:
+        """Hand over that no batch follows."""
 
     @abstractmethod
     def _receive(self, timeout: float | None) -> Message | None:
@@ -110,7 +126,7 @@ class ThreadStage(Stage):
         self._inbox: SimpleQueue[tuple[int, Sequence[Asked]] | None] = SimpleQueue()
         self._outbox: SimpleQueue[Message] = SimpleQueue()
         self._given_up = -1
-        self._thread = threading.Thread(target=self._serve, args=(locator,), name="cropl localizer", daemon=True)
+        self._thread = threading.Thread(target=self._serve, args=(locator,), name=LOCALIZER, daemon=True)
         self._thread.start()
 
     def send(self, number: int, batch: Sequence[Asked]) -> None:
@@ -133,6 +149,9 @@ class ThreadStage(Stage):
                         self._outbox.put((number, locate_batch(locator, batch)))
         finally:
             self._outbox.put(EOFError())
+
+    def _send_end(self) -> None:
+        self._inbox.put(None)
 
     def _receive(self, timeout: float | None) -> Message | None:
         try:
