@@ -11,6 +11,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import count, cycle, islice
 from statistics import median
 from typing import Any
@@ -76,19 +77,20 @@ def measure(
         UsageError: fewer batches than a rate can be measured of.
     """
     check_batches(batches)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     asked = questions(batch * batches)
     dealt = [asked[start : start + batch] for start in range(0, len(asked), batch)]
     answerer = Answerer(vlm, None, budget, None, batch, max_new_tokens)
-    alone = ProcessStage(load, threads)
-    coupled = Pipeline(_endless(asked), ProcessStage(load, threads), answerer, batch, 1, ahead)
     rates: dict[str, list[float]] = {phase: [] for phase in PHASES}
     machine: list[float] = []
     load_average: list[float] = []
     waiting: list[float] = []
     cpu: dict[str, list[float]] = {PHASES[1]: [], PHASES[3]: []}
-    try:
+    with ExitStack() as closing:
+        closing.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(threads)
+        alone, coupling = (_started(load, threads, closing) for _ in range(2))
+        coupled = Pipeline(_endless(asked), coupling, answerer, batch, 1, ahead)
+        closing.callback(coupled.close)
         numbers = count()
         located = [alone.take(number, batch) for number in sent(alone, dealt, numbers)]
         check(located)
@@ -114,10 +116,6 @@ def measure(
             waiting.append(waited / seconds)
             time.sleep(3 * (ahead + 2) * batch / rates[PHASES[0]][-1])  # its localizer works on until it may not
             advance(PHASES[3])
-    finally:
-        torch.set_num_threads(before)
-        alone.close()
-        coupled.close()
     return {
         "batch": batch,
         "batches": batches,
@@ -133,6 +131,13 @@ def measure(
         **ratios(rates, machine),
         "of_slower_by_cpu": _by_cpu(rates, cpu, waiting),
     }
+
+
+def _started(load: Load, threads: int, closing: ExitStack) -> Stage:
+    """A localizer that ends with what follows, however that ends."""
+    stage = ProcessStage(load, threads)
+    closing.callback(stage.close)
+    return stage
 
 
 def check_batches(batches: int) -> None:
@@ -193,8 +198,9 @@ def _answered(answerer: Answerer, dealt: Sequence[list[Asked]], located: Sequenc
     """Seconds of a batch whose regions are known."""
     began = time.perf_counter()
     for batch, regions in zip(dealt, located):
-        if any(isinstance(one, Failed) for one in answerer(batch, regions)):
-            raise RunError("bench pipeline: a question was not answered")
+        for one in answerer(batch, regions):
+            if isinstance(one, Failed):
+                raise RunError(f"bench pipeline: a question was not answered: {one.reason}")
     return (time.perf_counter() - began) / min(len(dealt), len(located))
 
 

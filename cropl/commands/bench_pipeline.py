@@ -34,8 +34,8 @@ def run(args: Sequence[str]) -> int:
         check_budget(config["budget"], "bench pipeline: budget")
     out = result_file("pipeline", config)
     made = bench(config)
+    write(made, out)  # before anything that may fail: a pipe that is closed
     show(made)
-    write(made, out)
     return 0
 
 

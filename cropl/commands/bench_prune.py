@@ -5,7 +5,7 @@ weights: speed-up, its share of what FLOPs allow, KV bytes and peak memory, for 
 vision tower, and with the localizer in front. The keys are those of the recipe bench/prune (`cropl show bench/prune`).
 `--compiled [ilp,dense]` also measures methods compiled at static shapes, against dense compiled alike and eager dense.
 
-  cropl bench prune                                   (LLaVA-1.5 scaled to a CPU; about an hour)
+  cropl bench prune                                   (LLaVA-1.5 scaled to a CPU; about 45 minutes)
   cropl bench prune --methods [ilp] --budgets [64] --pairs 5 --new-tokens [] --ragged [] --growth [] --overhead 0
   cropl bench prune -c bench/prune_gpu --out runs/prune.json
 
@@ -40,8 +40,8 @@ def run(args: Sequence[str]) -> int:
     if out is not None and out.suffix != ".json":
         raise UsageError(f"bench prune: out {out} must end with .json; tables and plots are written beside it")
     made = bench(config)
+    write(made, out)  # before anything that may fail: a pipe that is closed, a plot
     show(made)
-    write(made, out)
     if out is not None:
         for path in report(made, out):
             print(f"written: {path}")
@@ -53,7 +53,7 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from cropl.bench.prune.overhead import overhead
-    from cropl.bench.prune.plan import Plan
+    from cropl.bench.prune.plan import ANSWERED, Plan
     from cropl.bench.prune.run import measure
     from cropl.bench.prune.shapes import shape_of
     from cropl.bench.prune.time import Clock
@@ -69,7 +69,7 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
     dtype = _one_of("dtype", config["dtype"] or ("bfloat16" if on_gpu else "float32"), DTYPES)
     threads = config["threads"] or (cores() if on_gpu else 1)
     plan = Plan(
-        methods=_some(config, "methods"),
+        methods=_names(config, "methods", some=True),
         budgets=None if config["budgets"] is None else _some(config, "budgets"),
         batches=_counts(config, "batch", some=True),
         new_tokens=_counts(config, "new_tokens"),
@@ -77,7 +77,8 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
         answer_pairs=config["answer_pairs"],
         ragged=_counts(config, "ragged"),
         growth=_listed(config, "growth"),
-        compiled=_listed(config, "compiled"),
+        compiled=_names(config, "compiled"),
+        answer_budgets=_one_of("answer_budgets", config["answer_budgets"], tuple(ANSWERED)),
     )
     shapes = [shape_of(str(name)) for name in _some(config, "shapes")]
     for shape in shapes:  # every slip is found before the first measurement
@@ -102,6 +103,7 @@ def bench(config: dict[str, Any]) -> dict[str, Any]:
         "commit": facts.commit(),
         "pairs": plan.pairs,
         "answer_pairs": plan.answer_pairs,
+        "answer_budgets": plan.answer_budgets,
         "shapes": {shape.name: shape.about for shape in shapes},
         "overhead": overhead(config["overhead"]) if config["overhead"] else [],
         "rows": rows,
@@ -203,6 +205,13 @@ def _counts(config: dict[str, Any], key: str, some: bool = False) -> list[int]:
     given = _some(config, key) if some else _listed(config, key)
     if any(type(number) is not int or number < 1 for number in given):
         raise UsageError(f"bench prune: {key} must be integers of at least 1, got {given!r}")
+    return given
+
+
+def _names(config: dict[str, Any], key: str, some: bool = False) -> list[str]:
+    given = _some(config, key) if some else _listed(config, key)
+    if not all(isinstance(name, str) for name in given):
+        raise UsageError(f"bench prune: {key} must be names of methods, got {given!r}")
     return given
 
 

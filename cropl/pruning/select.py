@@ -51,6 +51,11 @@ def rating_flops(config: Any, tokens: int, raters: int = 1, keys: bool = False) 
     return 2 * (projected + raters * heads * head_width * (width + tokens))
 
 
+def scaled_layer(layer: int, num_layers: int) -> int:
+    """A decoder layer that was published for 32, for a model of `num_layers`: in proportion, at least 1."""
+    return max(1, round(layer * num_layers / 32))
+
+
 def scaled_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
     """Decoder layers that were published for 32, for a model of `num_layers`: in proportion, at least 1, ascending.
 
@@ -59,7 +64,7 @@ def scaled_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
     """
     scaled: list[int] = []
     for layer in layers:
-        scaled.append(max(1, round(layer * num_layers / 32), scaled[-1] + 1 if scaled else 0))
+        scaled.append(max(scaled_layer(layer, num_layers), scaled[-1] + 1 if scaled else 0))
     if scaled[-1] >= num_layers:
         raise InfeasibleBudget(f"{len(layers)} stages do not fit into {num_layers} decoder layers")
     return tuple(scaled)

@@ -186,12 +186,12 @@ class StaticRunner:
         """The segments that ran, the cache of all layers, and each row's last hidden state (B, D)."""
         hidden_BSD, position = entering(self.vlm, kwargs)
         unpruned = Unpruned(attended(kwargs), self.vlm.visual_mask(kwargs["input_ids"]), position)
-        visual = tuple(unpruned.visual_BS.sum(1).tolist())
-        found, layouts = self._laid_out(unpruned, hidden_BSD, request, kwargs)
+        visual: list[int] = unpruned.visual_BS.sum(1).tolist()
+        found, layouts = self._laid_out(unpruned, visual, hidden_BSD, request, kwargs)
         asked = found[-1].kept
         if self.dilate:
             more = grown(self.vlm, request, found[-1], layouts[-1].lengths, layouts[-1].bucket, kwargs)
-            found, layouts = self._laid_out(unpruned, hidden_BSD, more, kwargs)
+            found, layouts = self._laid_out(unpruned, visual, hidden_BSD, more, kwargs)
         stops = [*(stage.start for stage in found[1:]), self.vlm.num_layers]
         segments = [
             self._segment(stage.start, stop, layout, hidden_BSD)
@@ -209,17 +209,16 @@ class StaticRunner:
             segment.follow(layout.length_B, rotary(hidden, position_ids=behind))
         lengths, buckets = zip(*((layout.lengths, layout.bucket) for layout in layouts))
         starts = tuple(stage.start for stage in found)
-        self.last = Filled(visual, asked, found[-1].kept, lengths, buckets, starts, cache)
+        self.last = Filled(tuple(visual), asked, found[-1].kept, lengths, buckets, starts, cache)
         return segments, cache, layouts[-1].last(hidden)
 
     def _laid_out(
-        self, unpruned: Unpruned, hidden_BSD: Tensor, request: Request, kwargs: dict[str, Any]
+        self, unpruned: Unpruned, visual: list[int], hidden_BSD: Tensor, request: Request, kwargs: dict[str, Any]
     ) -> tuple[list[Stage], list[Layout]]:
-        """What each stage of the decoder sees, and at which length."""
+        """What each stage of the decoder sees, and at which length; `visual` tokens of each row were counted before."""
         full_BS, visual_BS = unpruned.attended_BS, unpruned.visual_BS
-        counts = visual_BS.sum(1).tolist()
-        requested_BS = request.mask(self.vlm, visual_BS, counts, kwargs)
-        prefill = Prefill(full_BS, visual_BS, full_BS, requested_BS, None, counts)
+        requested_BS = request.mask(self.vlm, visual_BS, visual, kwargs)
+        prefill = Prefill(full_BS, visual_BS, full_BS, requested_BS, None, visual)
         found = stages(self.method, prefill, unpruned, self.vlm.num_layers, hidden_BSD)
         layouts = []
         for stage in found:

@@ -4,12 +4,15 @@ import json
 from itertools import count
 
 import pytest
+import torch
 
 from cropl import cli
 from cropl.bench import pipeline as bench
 from cropl.bench.pipeline import PHASES, measure, questions, ratios
 from cropl.bench.pipeline_beside import Beside
 from cropl.errors import RunError
+from cropl.evaluation.pipeline.answer import Answerer
+from cropl.evaluation.pipeline.items import Failed
 from cropl.evaluation.pipeline.stage import ThreadStage
 from cropl.models.vlm import load_vlm
 from tests.evaluation.stages import Told, broken
@@ -59,6 +62,29 @@ def test_what_is_not_located_is_no_measurement(in_thread, tiny_llava):
 
     with pytest.raises(RunError, match="not located: out of memory"):
         measure(load_vlm(tiny_llava), Lost, 2, 3, 1)
+
+
+def test_what_is_not_answered_says_why_and_leaves_no_localizer(tiny_llava, monkeypatch):
+    stages = []
+
+    def started(load, threads):
+        stages.append(ThreadStage(load()))
+        return stages[-1]
+
+    def gone(*given):
+        raise RuntimeError("no thread")
+
+    monkeypatch.setattr(bench, "ProcessStage", started)
+    monkeypatch.setattr(Answerer, "__call__", lambda self, asked, located: [Failed("the head is lost")] * len(asked))
+    vlm = load_vlm(tiny_llava)
+    with pytest.raises(RunError, match="not answered: the head is lost"):
+        measure(vlm, Told, 2, 3, 1)
+    monkeypatch.setattr(bench, "Pipeline", gone)
+    threads = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="no thread"):
+        measure(vlm, Told, 2, 3, 1, threads=threads + 1)
+    assert len(stages) == 4 and not any(stage._thread.is_alive() for stage in stages)
+    assert torch.get_num_threads() == threads
 
 
 class Fading(Told):

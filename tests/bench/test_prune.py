@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cropl.bench.prune import shapes as published
-from cropl.bench.prune.answers import answers
 from cropl.bench.prune.inputs import arm, prompts
 from cropl.bench.prune.methods import METHODS
 from cropl.bench.prune.overhead import SHAPE, overhead, tiny
@@ -20,7 +19,7 @@ from cropl.bench.prune.plan import Plan
 from cropl.bench.prune.run import Bench, measure
 from cropl.bench.prune.runs import Localizing, Subject
 from cropl.bench.prune.shapes import build, names, shape_of, sizes
-from cropl.bench.prune.time import Clock, median_interval, speedup, turns
+from cropl.bench.prune.time import Clock
 from cropl.metrics.cost import decoder_flops
 from cropl.pruning import ILP, Dense, pruned
 
@@ -235,39 +234,6 @@ def test_weights_are_drawn_where_and_as_they_are_wanted(shapes: Path) -> None:
     one, two = (build(shape_of("small"), CPU, torch.bfloat16).model.state_dict() for _ in range(2))
     assert all(value.dtype == torch.bfloat16 for name, value in one.items() if value.is_floating_point())
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-
-
-def test_overlapping_costs_the_longer_stage() -> None:
-    pairs = [([1.0, 2.0], [3.0, 6.0])] * 3
-    made = answers(pairs, [1, 2], vision=1.0, tower=0.0, first=4.0)
-    assert made["1"]["speedup"]["localizer"]["measured"] == pytest.approx((3 + 1) / (1 + 1 + 4))
-    assert made["1"]["speedup"]["overlapped"]["measured"] == pytest.approx((3 + 1) / 4)  # the localizer's seconds
-    assert answers(pairs, [2], 1.0, 0.0, 1.5)["2"]["speedup"]["overlapped"]["measured"] == pytest.approx(7 / 3)
-    assert made["step"] == {"seconds": 1.0, "dense": 3.0, "speedup": 3.0}
-    without = answers(pairs, [1], 1.0, 0.5, None)["1"]["speedup"]
-    assert "overlapped" not in without and without["localizer"]["measured"] == pytest.approx(4 / 2.5)
-
-
-def test_turns_alternate_and_ratios_are_of_neighbours() -> None:
-    order: list[str] = []
-
-    def told(name: str, seconds: float) -> float:
-        order.append(name)
-        return seconds
-
-    pairs = turns(3, lambda: told("ours", 1.0), lambda: told("dense", 2.0))
-    assert order == ["dense", "ours", "ours", "dense", "dense", "ours"] and pairs == [(1.0, 2.0)] * 3
-    found = speedup([(1.0, 3.0), (2.0, 4.0), (1.0, 9.0)], ideal=4.0)
-    assert (found["measured"], found["of_ideal"]) == (3.0, 0.75) and found["interval"] == [2.0, 9.0]
-    assert speedup([(1.0, 3.0)], 1.0, ours=1.0, both=1.0)["measured"] == pytest.approx(4 / 3)
-
-
-def test_the_interval_of_a_median_narrows_with_more_values() -> None:
-    few, many = (torch.randn(n, generator=torch.Generator().manual_seed(0)).tolist() for n in (10, 1000))
-    assert median_interval(few) == median_interval(few)
-    (a, b), (c, d) = median_interval(few), median_interval(many)
-    assert d - c < (b - a) / 3 and c < 0.1 and d > -0.1
-    assert median_interval([3.0]) == (3.0, 3.0)
 
 
 def test_the_clock_counts_every_token(shapes: Path) -> None:

@@ -9,11 +9,12 @@ import torch
 
 from cropl.bench.prune import shapes as published
 from cropl.bench.prune.inputs import REGIONS, arm
-from cropl.bench.prune.methods import METHODS, at_depth
+from cropl.bench.prune.methods import METHODS
 from cropl.bench.prune.plan import Plan
 from cropl.bench.prune.run import measure
 from cropl.bench.prune.shapes import shape_of
 from cropl.errors import UsageError
+from cropl.pruning.select import scaled_layer
 from tests.bench.test_prune import CPU, INNER, LAYERS, LLAVA, PUBLISHED, TEXT, VOCAB, WIDTH
 from tests.bench.test_prune import _published as _published
 from tests.bench.test_prune import shapes as shapes
@@ -22,7 +23,8 @@ SLOW = (pytest.mark.slow, pytest.mark.timeout(900))
 
 
 def test_methods_meet_their_budgets_at_any_depth() -> None:
-    assert [at_depth(layer, 16) for layer in (2, 8, 15)] == [1, 4, 8] and at_depth(2, 40) == 2
+    assert [scaled_layer(layer, 16) for layer in (2, 8, 15)] == [1, 4, 8] and scaled_layer(2, 40) == 2
+    assert scaled_layer(2, 1) == 1  # all layers of a model that has one
     shape = shape_of("scaled")
     for layers in (16, 32):
         for budget in (192, 128, 64):

@@ -6,33 +6,32 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from cropl.bench.prune.front import Front
 from cropl.bench.prune.time import speedup, summary
 
 Stamps = Sequence[float]
 
 
-def answers(
-    pairs: Sequence[tuple[Stamps, Stamps]], lengths: Sequence[int], vision: float, tower: float, first: float | None
-) -> dict[str, Any]:
+def answers(pairs: Sequence[tuple[Stamps, Stamps]], lengths: Sequence[int], front: Front) -> dict[str, Any]:
     """Seconds and speed-ups of answers, by their length, and of a decoding step.
 
     Args:
         pairs: seconds to each new token, of ours and of the dense run next to it.
         lengths: of answers, in tokens.
-        vision: seconds of the vision tower.
-        tower: further ones of it where the method has to see it.
-        first: seconds of the localizer; None for methods that need none.
+        front: seconds of what goes before each pair. Where a localizer is needed and there is none, no total with it
+            is told.
     """
     made: dict[str, Any] = {}
     for length in lengths:
         totals = [(ours[length - 1], dense[length - 1]) for ours, dense in pairs]
         columns = {
             "llm": speedup(totals, 1.0),
-            "vision": speedup(totals, 1.0, ours=tower, both=vision),
-            "localizer": speedup(totals, 1.0, ours=tower + (first or 0.0), both=vision),
+            "vision": speedup(totals, 1.0, ours=front.tower, both=front.vision),
         }
-        if first is not None:  # computed: on a device of its own, the localizer is at the next batch meanwhile
-            columns["overlapped"] = speedup(totals, 1.0, both=vision, beside=first)
+        if front.ours is not None:
+            columns["localizer"] = speedup(totals, 1.0, ours=front.ours, both=front.vision)
+        if front.localizer is not None:  # computed: on a device of its own, the localizer is at the next batch
+            columns["overlapped"] = speedup(totals, 1.0, ours=front.tower, both=front.vision, beside=front.localizer)
         made[str(length)] = {
             **summary([ours for ours, _ in totals]),
             "dense": summary([dense for _, dense in totals]),
@@ -52,4 +51,4 @@ def step(pairs: Sequence[tuple[Stamps, Stamps]], longest: int) -> dict[str, Any]
 
 def measured(column: dict[str, Any]) -> dict[str, Any]:
     """A speed-up without an ideal."""
-    return {"measured": column["measured"], "interval": column["interval"]}
+    return {name: column[name] for name in ("measured", "interval", "pairs")}

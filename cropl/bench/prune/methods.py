@@ -29,12 +29,9 @@ from cropl.pruning import (
     VisionZip,
     VisPruner,
 )
-from cropl.pruning.select import average, scaled_layers
+from cropl.pruning.select import average, scaled_layer, scaled_layers
 
 Method = InnerLLM | PreLLM
-
-PUBLISHED_LAYERS = 32
-"""Layers of the models that the methods' layers were published for; they scale with a model's depth."""
 
 PYRAMIDDROP = (2, 8, 16)
 """Layers of PyramidDrop's stages, as published for tight budgets."""
@@ -64,11 +61,6 @@ class Entry:
     make: Callable[[int, Shape, int], Method]
     meaning: str = "post_prune"
     region: int = 1
-
-
-def at_depth(layer: int, num_layers: int) -> int:
-    """A layer that was published for 32 of them, in a model of another depth."""
-    return max(1, round(layer * num_layers / PUBLISHED_LAYERS))
 
 
 def _pyramiddrop(tokens: int, shape: Shape, num_layers: int) -> Method:
@@ -115,9 +107,9 @@ def _of_crops(make: Callable[[int], Method]) -> Callable[[int, Shape, int], Meth
 
 
 METHODS: dict[str, Entry] = {
-    "ilp": Entry(lambda tokens, shape, layers: ILP(at_depth(2, layers))),
+    "ilp": Entry(lambda tokens, shape, layers: ILP(scaled_layer(2, layers))),
     "prune": Entry(lambda tokens, shape, layers: ILP(0, "compact")),
-    "fastv": Entry(lambda tokens, shape, layers: FastV(tokens, at_depth(2, layers))),
+    "fastv": Entry(lambda tokens, shape, layers: FastV(tokens, scaled_layer(2, layers))),
     "pyramiddrop": Entry(_pyramiddrop, "layer_average"),
     "sparsevlm": Entry(_sparsevlm, "published_counts"),
     "sparsevlm+": Entry(
@@ -127,10 +119,10 @@ METHODS: dict[str, Entry] = {
     "visionzip": Entry(_of_crops(VisionZip)),
     "vispruner": Entry(_of_crops(VisPruner)),
     "plc": Entry(_plc, "own"),
-    "hybrid": Entry(lambda tokens, shape, layers: Hybrid(tokens, at_depth(2, layers)), region=2),
+    "hybrid": Entry(lambda tokens, shape, layers: Hybrid(tokens, scaled_layer(2, layers)), region=2),
     "schedule": Entry(_schedule, region=2),
-    "random": Entry(lambda tokens, shape, layers: RandomTokens(tokens, layer=at_depth(2, layers))),
-    "uniform": Entry(lambda tokens, shape, layers: UniformTokens(tokens, layer=at_depth(2, layers))),
+    "random": Entry(lambda tokens, shape, layers: RandomTokens(tokens, layer=scaled_layer(2, layers))),
+    "uniform": Entry(lambda tokens, shape, layers: UniformTokens(tokens, layer=scaled_layer(2, layers))),
     "dense": Entry(lambda tokens, shape, layers: Dense(), "own"),
 }
 """Methods by name."""

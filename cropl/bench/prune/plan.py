@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cropl.bench.prune.inputs import REGIONS, Arm, Budget, arm, count_of
 from cropl.bench.prune.methods import METHODS
 from cropl.bench.prune.shapes import Shape
+
+ANSWERED: dict[str, Callable[[list[int]], list[int]]] = {
+    "all": lambda counts: counts,
+    "ends": lambda counts: [min(counts), max(counts)],
+    "least": lambda counts: [min(counts)],
+}
+"""Which of a method's budgets have answers, of those that it can meet."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Plan:
         ragged: batches whose rows keep what their regions hold.
         growth: counts or shares that ILP alone is measured at, to see how time grows with them.
         compiled: names of methods that are compiled, at the same budgets.
+        answer_budgets: of which of each method's budgets answers are timed, one of `ANSWERED`.
     """
 
     methods: Sequence[str]
@@ -35,11 +43,23 @@ class Plan:
     ragged: Sequence[int] = ()
     growth: Sequence[Budget] = ()
     compiled: Sequence[str] = ()
+    answer_budgets: str = "all"
 
     @property
     def answers(self) -> bool:
         """Whether answers are timed."""
         return bool(self.answer_pairs and self.new_tokens)
+
+    def answered(self, series: str, arms: Sequence[Arm]) -> list[bool]:
+        """Of which arms of a series answers are timed. What regions hold is no count, and always among them."""
+        if not self.answers or series not in ("methods", "compiled"):
+            return [False] * len(arms)
+        counts: dict[str, list[int]] = {}
+        for one in arms:
+            if one.method is not None and one.tokens is not None:
+                counts.setdefault(one.name, []).append(one.tokens)
+        picked = {name: ANSWERED[self.answer_budgets](found) for name, found in counts.items()}
+        return [one.tokens is None or one.tokens in picked.get(one.name, ()) for one in arms]
 
     def arms(self, shape: Shape, num_layers: int) -> dict[tuple[str, int], list[Arm]]:
         """What is run, by (series, batch): `methods`, `growth`, `ragged` or `compiled`.

@@ -126,7 +126,8 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype) -> VLM:
         torch.default_generator.manual_seed(0)
         model = wrapper.model_class._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.tie_weights()
-    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=None, do_sample=False)  # of any length
+    never = config.get_text_config().vocab_size  # a token beyond all others: looked for at every step, as in earnest
+    model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=never, do_sample=False)
     return wrapper(model.eval()) if shape.crops == 1 else Cropped(model.eval(), shape.crops)
 
 

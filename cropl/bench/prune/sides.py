@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +24,10 @@ class Side(Protocol):
     def answer(self, tokens: int) -> list[float]:
         """Seconds from the start to each of this many new tokens, and to the end."""
 
+    @property
+    def towers(self) -> Sequence[float]:
+        """Seconds of the vision tower, each time that it had to run where a method sees it."""
+
 
 class Eager:
     """The model as it is, inside `pruned`.
@@ -34,14 +37,16 @@ class Eager:
         clock: that measures it.
         arm: dense where None.
 
-    Attributes:
-        towers: seconds of the vision tower, each time that it had to run where the method sees it. They count in no
-            prefill or answer.
+    The vision tower counts in no prefill or answer, wherever it runs.
     """
 
     def __init__(self, subject: Subject, clock: Clock, arm: Arm | None = None) -> None:
         self.subject, self.clock, self.arm = subject, clock, arm
-        self.towers: list[float] = []
+        self._towers: list[float] = []
+
+    @property
+    def towers(self) -> Sequence[float]:
+        return self._towers
 
     def prefill(self) -> float:
         return self._behind_tower(self.clock.stamps(lambda stamp: self.subject.prefill(self.arm, stamp)))[-1]
@@ -53,12 +58,8 @@ class Eager:
         if self.arm is None or not self.arm.looks:
             return list(stamps)
         began, ended, *others = stamps
-        self.towers.append(ended - began)
+        self._towers.append(ended - began)
         return [seconds - (ended - began) for seconds in others]
-
-    def tower_extra(self, plain: float) -> float:
-        """Median seconds that the watched tower takes beyond those of the plain one; 0 where none is watched."""
-        return median(self.towers) - plain if self.towers else 0.0
 
 
 class Compiled:
@@ -99,6 +100,10 @@ class Compiled:
                 self.subject.inputs, **self.request, max_new_tokens=max(1, tokens), watch=lambda logits_BC: stamp()
             )
         )
+
+    @property
+    def towers(self) -> Sequence[float]:
+        return ()
 
     def bucket_L(self) -> list[int]:
         """Length of each decoder layer in tokens, text included, with the padding to its bucket."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
+
+from cropl.bench.prune.time import FEWEST
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[list[str]]]
+
+LEAST_MOST = "least-most"
+"""Heads the columns of intervals that too few pairs were measured for."""
 
 NAME = ["method", "budget", "kept", "batch"]
 """`kept` are the visual tokens of the last layer; what a budget counts differs by method, see `words`."""
@@ -18,7 +23,8 @@ def prefill_table(rows: Sequence[Row]) -> Table:
     `ideal` is what FLOPs allow; `unpatched` what this machine does, layer by layer, on sequences that are so short from
     the start.
     """
-    head = [*NAME, "ms", "dense ms", "LLM", "95 %", "ideal", "of ideal", "unpatched"]
+    told = _level(row["prefill"]["speedup"]["llm"]["pairs"] for row in rows if "failed" not in row)
+    head = [*NAME, "ms", "dense ms", "LLM", told, "ideal", "of ideal", "unpatched"]
     head += ["+ vision", "of ideal", "+ localizer", "of ideal"]
     return head, [_prefill(row) if "failed" not in row else _failed(row, head) for row in rows]
 
@@ -60,14 +66,16 @@ def answer_table(rows: Sequence[Row]) -> Table:
     "+ localizer" is one after the other, as measured; the last column is computed from the same times: while the model
     answers, the localizer is at the next batch on a device of its own, and the longer of the two counts.
     """
-    head = [*NAME, "new tokens", "s", "dense s", "LLM", "95 %", "+ localizer", "95 %", "overlapped (max of stages)"]
+    told = _level(answer["speedup"]["llm"]["pairs"] for row in rows for _, answer in _answers(row))
+    head = [*NAME, "new tokens", "s", "dense s", "LLM", told, "+ localizer", told, "overlapped (max of stages)"]
     made = []
     for row in rows:
         for length, answer in _answers(row):
             speedup = answer["speedup"]
             cells = [*_name(row), length, f"{answer['seconds']:.2f}", f"{answer['dense']['seconds']:.2f}"]
             for name in ("llm", "localizer"):
-                cells += [times(speedup[name]["measured"]), _interval(speedup[name])]
+                found = speedup.get(name)
+                cells += [times(found["measured"]), _interval(found)] if found else ["", ""]
             cells.append(times(speedup["overlapped"]["measured"]) if "overlapped" in speedup else "")
             made.append(cells)
     return head, made
@@ -89,17 +97,16 @@ def compiled_table(rows: Sequence[Row]) -> Table:
     `buckets` are the lengths that the layers ran at, and `ideal of buckets` the ratio of their FLOPs; `first s` is the
     first answer, with the compilation.
     """
-    head = [*NAME, "part", "s", "compiled dense s", "speed-up", "95 %", "eager dense s", "speed-up", "95 %"]
+    ran = [row for row in rows if row["compiled"] and "failed" not in row]
+    told = _level(part["speedup"]["llm"]["pairs"] for row in ran for _, part in _parts(row))
+    head = [*NAME, "part", "s", "compiled dense s", "speed-up", told, "eager dense s", "speed-up", told]
     head += ["ideal", "ideal of buckets", "buckets", "KV MiB", "first s"]
     made = []
-    for row in rows:
-        if not row["compiled"] or "failed" in row:
-            continue
+    for row in ran:
         prefill, buckets = row["prefill"], ", ".join(map(str, row["buckets"]))
         rest = [times(prefill["speedup"]["llm"]["ideal"]), times(prefill["ideal_of_buckets"]), buckets]
         rest += [f"{row['kv_bytes']['pruned'] / 2**20:,.1f}", f"{row['first_s']:.1f}"]
-        parts = [("prefill", prefill), *((f"{length} tokens", answer) for length, answer in _answers(row))]
-        for name, part in parts:
+        for name, part in _parts(row):
             cells = [*_name(row), name, f"{part['seconds']:.3f}"]
             for dense, speedup in ((part["dense"], part["speedup"]["llm"]), (part["eager"]["dense"], part["eager"])):
                 cells += [f"{dense['seconds']:.3f}", times(speedup["measured"]), _interval(speedup)]
@@ -111,9 +118,20 @@ def _answers(row: Row) -> list[tuple[str, Row]]:
     return [(length, answer) for length, answer in row.get("answers", {}).items() if length != "step"]
 
 
+def _parts(row: Row) -> list[tuple[str, Row]]:
+    return [("prefill", row["prefill"]), *((f"{length} tokens", answer) for length, answer in _answers(row))]
+
+
+def _level(pairs: Iterable[int]) -> str:
+    """What the intervals of so many pairs each are."""
+    found = {count >= FEWEST for count in pairs}
+    return "95 %" if found <= {True} else LEAST_MOST if found == {False} else f"95 %, {LEAST_MOST} below {FEWEST} pairs"
+
+
 def overhead_table(rows: Sequence[Row]) -> Table:
     """Header and cells of `overhead.overhead`."""
-    head = ["patch", "prefill us/layer", "95 %", "step us/layer", "95 %", "entering us"]
+    told = _level(row["rounds"] for row in rows)
+    head = ["patch", "prefill us/layer", told, "step us/layer", told, "entering us"]
     made = []
     for row in rows:
         cells = [row["case"]]

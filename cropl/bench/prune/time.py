@@ -105,24 +105,40 @@ def summary(seconds: Sequence[float]) -> dict[str, Any]:
     return {"seconds": median(seconds), "spread": [min(seconds), max(seconds)]}
 
 
+FEWEST = 6
+"""Values that a 95 % interval of their median takes: the least and the most of five hold it 94 % of the time."""
+
+
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the median; the same for the same values."""
+    """Percentile bootstrap interval of the median, the same for the same values; of fewer than `FEWEST` values the
+    least and the most."""
+    if len(values) < FEWEST:
+        return min(values), max(values)
     return bootstrap_ci(values, level=level, statistic=np.median)
 
 
 def speedup(
-    pairs: Sequence[tuple[float, float]], ideal: float, ours: float = 0.0, both: float = 0.0, beside: float = 0.0
+    pairs: Sequence[tuple[float, float]],
+    ideal: float,
+    ours: Sequence[float] | None = None,
+    both: Sequence[float] | None = None,
+    beside: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """How many times as fast ours is: the median over pairs of (ours, dense), its interval, and its share of the ideal.
 
     Args:
         pairs: seconds of ours and of the dense run next to it.
         ideal: the ratio of their FLOPs.
-        ours: further seconds that ours takes.
+        ours: further seconds that ours takes, by pair; None is none, here and below.
         both: further seconds that both take.
         beside: seconds of what runs at the same time as ours, which cannot end before it.
     """
-    ratios = [(dense + both) / max(mine + both + ours, beside) for mine, dense in pairs]
+    none = [0.0] * len(pairs)
+    ratios = [
+        (dense + all) / max(mine + all + more, least)
+        for (mine, dense), more, all, least in zip(pairs, ours or none, both or none, beside or none, strict=True)
+    ]
     low, high = median_interval(ratios)
     measured = median(ratios)
-    return {"measured": measured, "interval": [low, high], "ideal": ideal, "of_ideal": measured / ideal}
+    found = {"measured": measured, "interval": [low, high], "pairs": len(pairs)}
+    return {**found, "ideal": ideal, "of_ideal": measured / ideal}

@@ -8,6 +8,7 @@ from typing import Any
 
 from cropl.bench.prune.methods import MEANINGS
 from cropl.bench.prune.table import label, percent, times
+from cropl.bench.prune.time import FEWEST
 
 Row = dict[str, Any]
 
@@ -22,6 +23,7 @@ def growth(rows: Sequence[Row]) -> list[tuple[int, float]]:
         and row["method"] == "ilp"
         and row["series"] in ("methods", "growth")
         and row["batch"] == batch
+        and min(row["kept"]) == max(row["kept"])
     }
     return sorted(found.items())
 
@@ -30,7 +32,10 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     """What the figures of one shape say."""
     lines = [*meanings(rows), *missing(rows)]
     if any(row["compiled"] for row in rows):
-        lines.append("compiled rows stand beside dense compiled alike; their own table has eager dense, too")
+        lines.append(
+            "compiled rows stand beside dense compiled alike; their own table has eager dense, too; the vision tower "
+            "and the localizer before them run eagerly"
+        )
     rows = [row for row in rows if "failed" not in row]
     methods = [row for row in rows if row["series"] in ("methods", "compiled")]
     for name in dict.fromkeys(map(label, methods)):
@@ -54,7 +59,7 @@ def sentences(rows: Sequence[Row]) -> list[str]:
                 f"ragged batch of {row['batch']}, {kept} tokens a row: {times(llm['measured'])} of "
                 f"{times(llm['ideal'])}, {percent(llm['of_ideal'])}"
             )
-    return [*lines, *crossovers(rows)]
+    return [*lines, *crossovers(rows), *overlapping(rows)]
 
 
 def meanings(rows: Sequence[Row]) -> list[str]:
@@ -74,18 +79,34 @@ def missing(rows: Sequence[Row]) -> list[str]:
 
 
 def crossovers(rows: Sequence[Row]) -> list[str]:
-    """Where whole answers behind the localizer, one after the other, beat dense: with an interval above 1."""
+    """Where whole answers behind the localizer, one after the other, beat dense: with a 95 % interval above 1."""
     found: dict[tuple[str, int], list[str]] = {}
+    few = 0
     for row in rows:
         if row["localizer"] is None or "answers" not in row:
             continue
         lengths = sorted(int(length) for length in row["answers"] if length != "step")
+        pairs = row["answers"][str(lengths[0])]["speedup"]["localizer"]["pairs"]
+        if pairs < FEWEST:
+            few = pairs
+            continue
         wins = [n for n in lengths if row["answers"][str(n)]["speedup"]["localizer"]["interval"][0] > 1]
         found.setdefault((label(row), row["batch"]), []).append(f"at {row['budget']} {_where(wins, lengths)}")
-    return [
+    lines = [
         f"{name}, batch {batch}, localizer first: the total beats dense (interval above 1) {', '.join(told)}"
         for (name, batch), told in found.items()
     ]
+    if few:
+        lines.append(f"from how many tokens on the total beats dense takes {FEWEST} pairs of answers, here are {few}")
+    return lines
+
+
+def overlapping(rows: Sequence[Row]) -> list[str]:
+    """What the computed column of answers compares."""
+    answers = [answer for row in rows for length, answer in row.get("answers", {}).items() if length != "step"]
+    if not any("overlapped" in answer["speedup"] for answer in answers):
+        return []
+    return ["overlapped: computed for two devices, one of them the localizer's alone, against dense on one device"]
 
 
 def _where(wins: Sequence[int], lengths: Sequence[int]) -> str:

@@ -21,6 +21,7 @@ from cropl.grid import Region
 from cropl.models.vlm import VLM
 from cropl.pruning import ILP, InnerLLM, PreLLM, keep_mask, pruned
 from cropl.pruning.checks import check_method, check_model
+from cropl.pruning.select import scaled_layer
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Answerer:
         max_new_tokens: int = 32,
     ) -> None:
         check_model(vlm)
-        self.method = method or ILP(layer=max(1, round(vlm.num_layers / 16)))
+        self.method = method or ILP(layer=scaled_layer(2, vlm.num_layers))
         check_method(self.method, vlm.num_layers, requested=True)
         if budget is not None and factor is not None:
             raise ValueError("give either a budget or a factor, not both: both say how many tokens an image keeps")
