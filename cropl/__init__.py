@@ -19,12 +19,28 @@ if TYPE_CHECKING:
     from cropl.prompt import RegionCodec as RegionCodec
     from cropl.pruning import ILP as ILP
     from cropl.pruning import PLC as PLC
+    from cropl.pruning import DivPrune as DivPrune
+    from cropl.pruning import FastV as FastV
+    from cropl.pruning import Hybrid as Hybrid
+    from cropl.pruning import PyramidDrop as PyramidDrop
+    from cropl.pruning import Schedule as Schedule
+    from cropl.pruning import SparseVLM as SparseVLM
+    from cropl.pruning import VisionZip as VisionZip
+    from cropl.pruning import VisPruner as VisPruner
     from cropl.pruning import pruned as pruned
 
 _LAZY = {
     "AreaRecall": "cropl.metrics.area",
+    "DivPrune": "cropl.pruning",
+    "FastV": "cropl.pruning",
+    "Hybrid": "cropl.pruning",
     "ILP": "cropl.pruning",
     "PLC": "cropl.pruning",
+    "PyramidDrop": "cropl.pruning",
+    "Schedule": "cropl.pruning",
+    "SparseVLM": "cropl.pruning",
+    "VisPruner": "cropl.pruning",
+    "VisionZip": "cropl.pruning",
     "Localizer": "cropl.models.localizer",
     "Region": "cropl.grid",
     "RegionCodec": "cropl.prompt",

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from cropl.commands.answer_files import check_keys, read_questions, row_of
 from cropl.commands.answer_lock import alone
 from cropl.commands.answer_options import STDIN, Options, read
 from cropl.commands.answer_resume import drop_replaced, read_done
+from cropl.commands.printing import counted
 from cropl.errors import FAILED, UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def run(args: Sequence[str]) -> int:
     with ExitStack() as opened:
         if options.out is not None:
             opened.enter_context(alone(options.out, options.resume))
-        done = read_done(options.out) if options.resume and options.out is not None else {}
+        done = read_done(options.out, options.settings) if options.resume and options.out is not None else {}
         # Standard input of our own: a thread may wait for it when Python ends, which must not wait for that thread.
         lines: Any = open(0, "rb", closefd=False)  # noqa: SIM115
         total, images = None, options.images or Path()
@@ -48,11 +49,13 @@ def run(args: Sequence[str]) -> int:
         stream = opened.enter_context(_start(options, read_questions(lines, images, done)))
         # Line by line, so that whoever is stopped loses no answer, and whoever reads along waits for none.
         out = sys.stdout if options.out is None else opened.enter_context(open(options.out, "a", encoding="utf-8"))
-        failed = _write(stream, out, total)
+        if done:
+            print(f"cropl: {counted(len(done), 'answer')} kept", file=sys.stderr)
+        failed = _write(stream, out, total, options.settings)
         return FAILED if failed and not done else 0
 
 
-def _write(stream: Pipeline, out: Any, total: int | None) -> bool:
+def _write(stream: Pipeline, out: Any, total: int | None, settings: Mapping[str, Any]) -> bool:
     """Write the answers as they come, and tell of them; whether there was not one, for errors."""
     from cropl.evaluation.progress import Stages
 
@@ -62,7 +65,7 @@ def _write(stream: Pipeline, out: Any, total: int | None) -> bool:
         stages.stage("answering", total)
         for result in stream:
             began = began or time.perf_counter() - result.answer_seconds
-            print(json.dumps(row_of(result), ensure_ascii=False), file=out, flush=True)
+            print(json.dumps(row_of(result, settings), ensure_ascii=False), file=out, flush=True)
             for kind in ("fallback", "error"):
                 if getattr(result, kind) is not None:
                     named = f"{result.pair[2]}: " if result.pair[1] else ""  # what is wrong with a line names it
@@ -74,9 +77,11 @@ def _write(stream: Pipeline, out: Any, total: int | None) -> bool:
     if seconds and stream.waited > 0.1 * seconds:
         told[0] += f" ({stream.waited:.1f} s of it waiting for the localizer)"
     if stream.fallbacks:
-        told.append(f"{stream.fallbacks:,} of them with every token, for want of a region ({reasons['fallback']})")
+        told.append(
+            f"{stream.fallbacks:,} of them with every token, for want of a region (first: {reasons['fallback']})"
+        )
     if stream.errors:
-        told.append(f"{stream.errors:,} not answered ({reasons['error']})")
+        told.append(f"{stream.errors:,} not answered (first: {reasons['error']})")
     print("cropl: " + "; ".join(told), file=sys.stderr)
     return bool(stream.errors and not answered)
 

@@ -85,18 +85,20 @@ def _parsed(line: bytes, key: str) -> tuple[str, str, str]:
     return fields[0], fields[1], fields[2]
 
 
-def row_of(result: Any) -> dict[str, Any]:
-    """A line of answers. Without a region it has the full one: every token was kept."""
+def row_of(result: Any, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of answers. Without a region it has the full one, as every token was kept; with an error it has none."""
     _, question, key, name = result.pair
+    region = None if result.error is not None else (result.region or Region.full()).as_tuple()
     return {
         "key": key,
         "image": name,
         "question": question,
         "answer": result.answer,
-        "region": list((result.region or Region.full()).as_tuple()),
+        "region": None if region is None else list(region),
         "kept": result.kept,
         "total": result.total,
         "fallback": result.fallback,
         "error": result.error,
+        "settings": dict(settings),
         "seconds": {"localize": round(result.localize_seconds, 6), "answer": round(result.answer_seconds, 6)},
     }

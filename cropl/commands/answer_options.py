@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cropl.commands.arguments import Parser, budget, integer, number
 from cropl.commands.ask_options import GROUNDING, LOCALIZER, MODEL
@@ -20,8 +21,9 @@ QUESTIONS has a line for each question: {"image": "a.jpg", "question": "..."} or
 third column, names it, and no other (default: the number of its line). A line that is no question has an error
 and a key like "line 2". Relative images lie beside the file, or in --images.
 
-Each line of ANSWERS has key, image, question, answer, region, kept and total visual tokens, seconds; `fallback` says
-why every token was kept, `error` why there is no answer. The file serves as `regions` of a study.
+Each line of ANSWERS has key, image, question, answer, region, kept and total visual tokens, settings, seconds;
+`fallback` says why every token was kept, `error` why there is no answer (and no region). The file serves as
+`regions` of a study. The exit code is 1 if not a single question was answered.
 
 examples:
   cropl answer questions.jsonl -o answers.jsonl
@@ -56,6 +58,12 @@ class Options:
     localizer_device: str | None
     threads: int | None
     dtype: str | None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers, as each line keeps it; None stands for the default."""
+        names = ("model", "method", "layer", "budget", "factor", "max_new_tokens")
+        return {"localizer": self.locates, **{name: getattr(self, name) for name in names}}
 
     @property
     def grounding(self) -> bool:

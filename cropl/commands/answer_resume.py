@@ -7,7 +7,7 @@ newer one of its key is there, and the file is then replaced as a whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ Asked = tuple[str, str]
 _BEGINNING = b'{"key": "'  # of every line that `cropl answer` writes
 
 
-def read_done(path: Path) -> dict[str, Asked]:
+def read_done(path: Path, settings: Mapping[str, Any] | None = None) -> dict[str, Asked]:
     """What the answered keys asked. A last line that was cut off is removed; those with an error are not done.
 
+    Args:
+        path: file of answers.
+        settings: of this run, which those answers must have, too; None asks for none.
+
     Raises:
-        UsageError: a line is no answer, or a key has two.
+        UsageError: a line is no answer, or one with other settings, or a key has two.
     """
     if not path.exists():
         return {}
@@ -33,6 +37,10 @@ def read_done(path: Path) -> dict[str, Asked]:
     for number, _, row in _rows(path):
         if row["error"] is not None:
             continue
+        theirs, ours = row.get("settings") or {}, settings or {}
+        if differ := [name for name in theirs if name in ours and theirs[name] != ours[name]]:
+            told = ", ".join(f"{name} {theirs.get(name)}" for name in differ)
+            raise UsageError(f"{path}:{number}: was answered with {told}; resume like that, or give another --out")
         if row["key"] in lines:
             raise UsageError(f"{path}:{number}: key {row['key']!r} has an answer at line {lines[row['key']]}; keep one")
         done[row["key"]], lines[row["key"]] = (row["image"], row["question"]), number

@@ -43,7 +43,10 @@ def read_regions(path: str | Path) -> dict[Lookup, tuple[int, int, int, int]]:
                 if not line.strip():
                     continue
                 try:
-                    lookup, region = _read_line(line)
+                    row = json.loads(line)
+                    if isinstance(row, dict) and row.get("region", ()) is None and isinstance(row.get("error"), str):
+                        continue  # `cropl answer` could not read the image: it has no region, and none is made up
+                    lookup, region = _read_line(row)
                     if lookup in found:
                         raise ValueError(f"a second region for {' / '.join(lookup[1:])}; keep one")
                 except (ValueError, RecursionError) as error:
@@ -54,8 +57,7 @@ def read_regions(path: str | Path) -> dict[Lookup, tuple[int, int, int, int]]:
     return found
 
 
-def _read_line(line: bytes) -> tuple[Lookup, tuple[int, int, int, int]]:
-    row = json.loads(line)
+def _read_line(row: Any) -> tuple[Lookup, tuple[int, int, int, int]]:
     if not isinstance(row, dict) or not isinstance(row.get("region"), list) or len(row["region"]) != 4:
         raise ValueError('expected {"key" or "image": ..., "region": [x0, y0, x1, y1]}')
     region = Region(*row["region"]).as_tuple()

@@ -70,6 +70,8 @@ def normalised(pixels: Tensor, image_processor: Any) -> Tensor:
 
 def check_rows(images: Sequence[Image.Image], questions: Sequence[str], features: Sequence[Tensor] | None) -> None:
     """ValueError unless there is one image and one question per row, and one feature tensor where any are given."""
+    if isinstance(questions, str) or isinstance(images, Image.Image):
+        raise ValueError("one image or one question by itself: give a list of images and a list of questions")
     if len(images) != len(questions):
         raise ValueError(f"{len(images)} images and {len(questions)} questions: give one image per question")
     if not images:

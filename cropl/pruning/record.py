@@ -38,7 +38,7 @@ class Record:
 
     @property
     def kept_B(self) -> Tensor | None:
-        """Long: visual tokens per row that the last layer sees."""
+        """Long: visual tokens that the last layer sees, per row of the prefill; `generate` repeats rows for beams."""
         return None if self.visual_BL is None else self.visual_BL[:, -1]
 
     def note_prefill(self, counts: Sequence[int], num_layers: int) -> None:

@@ -24,7 +24,8 @@ class Schedule(InnerLLM):
     def __init__(self, methods: Sequence[InnerLLM]) -> None:
         for method in methods:
             if not isinstance(method, InnerLLM):
-                raise ValueError(f"methods: {method!r} is no method that prunes inside the language model")
+                kind = method if isinstance(method, str) else type(method).__name__
+                raise ValueError(f"methods: {kind} is no method that prunes inside the language model")
         acting = [method for method in methods if method.layers]
         if not acting:
             raise ValueError("methods: give at least one that prunes, such as ILP(layer=2)")

@@ -60,7 +60,8 @@ def test_a_line_for_each_question(answer, tiny_localizer, folder):
     assert rows[1]["region"] == list(region.as_tuple()) and rows[1]["total"] == 144 and rows[1]["fallback"] is None
     assert "not a JPEG, PNG or WebP" in rows[2]["error"] and rows[2]["image"] == "c.jpg"
     assert rows[3]["error"].startswith("line 5 is no question") and rows[4]["question"] == "Qué es — this?"
-    assert "3 answered" in told and "2 not answered (4: image" in told
+    assert "3 answered" in told and "2 not answered (first: 4: image" in told
+    assert [row["region"] is None for row in rows] == [False, False, True, True, False]
     assert all(row["seconds"]["localize"] >= 0 for row in rows)
 
 
@@ -80,10 +81,12 @@ def test_answers_are_written_and_continued(answer, tmp_path):
     assert "1 answered" in told and "2 not answered" in told
     continued = [json.loads(line) for line in out.read_text().splitlines()]
     assert continued[:2] == written and [row["key"] for row in continued] == ["first", "2", "4", "line 5", "6"]
-    _, told = answer("-o", str(out), "--resume", lines=LINES[:3])
+    _, told = answer("-o", str(out), "--resume", code=2)
+    assert "was answered with budget 20; resume like that" in told
+    _, told = answer("-o", str(out), "--resume", "--budget", "20", lines=LINES[:3])
     assert "everything is answered" in told
     changed = [LINES[0].replace("star", "moon"), *LINES[1:], "a.jpg\tOne more?"]
-    _, told = answer("-o", str(out), "--resume", lines=changed, code=2)
+    _, told = answer("-o", str(out), "--resume", "--budget", "20", lines=changed, code=2)
     assert "another question's" in told
 
 
@@ -99,13 +102,13 @@ def test_errors_are_tried_again_and_replaced(answer, folder, tmp_path):
         _, told = answer("-o", str(out), "--resume", lines=mended)
     finally:
         (folder / "late.jpg").unlink()
-    assert "3 answered" in told and "1 not answered (4: image" in told
+    assert "3 answered" in told and "1 not answered (first: 4: image" in told and "1 answer kept" in told
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert {row["key"]: row["error"] is None for row in rows} == {
         "1": True, "late": True, "4": False, "third": True, "5": True
     }  # fmt: skip
     assert len(rows) == 5 and out.read_text().splitlines()[0] == first[0]
-    assert len(read_regions(out)) == 5
+    assert len(read_regions(out)) == 4  # the one that has no answer has no region
 
 
 def test_a_key_twice_is_refused_before_anything_is_loaded(folder, capsys):

@@ -132,3 +132,12 @@ def test_a_broken_line_never_collides(tmp_path):
         assert [(key, name) for _, _, key, name in read_questions(file, tmp_path, done)] == [
             ("2", "a.jpg"), ("line 2", "")
         ]  # fmt: skip
+
+
+def test_answers_of_other_settings_are_not_mixed(path):
+    ours = {"model": "m", "budget": 64, "layer": None}
+    row = json.loads(line("1", "yes"))
+    path.write_text(json.dumps({**row, "settings": ours}) + "\n" + line("2", "no"))
+    assert list(read_done(path, ours)) == ["1", "2"]  # the second was written by an earlier version
+    with pytest.raises(UsageError, match=r"jsonl:1: was answered with budget 64; resume like that"):
+        read_done(path, {**ours, "budget": 128})

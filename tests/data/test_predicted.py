@@ -140,3 +140,13 @@ def test_what_a_file_may_hold_it_may_hold_everywhere(folders: dict[str, str], tm
 def test_a_missing_file_is_told_with_the_command(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read .no such file.*cropl predict"):
         read_regions(tmp_path / "none.jsonl")
+
+
+def test_a_line_of_an_answer_that_failed_has_no_region(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    failed = {"key": "b", "image": "b.jpg", "region": None, "error": "not an image"}
+    path.write_text(json.dumps({"key": "a", "region": [0, 1, 2, 3]}) + "\n" + json.dumps(failed) + "\n")
+    assert read_regions(path) == {("key", "a"): (0, 1, 2, 3)}
+    path.write_text(json.dumps({**failed, "error": None}) + "\n")
+    with pytest.raises(ValueError, match="line 1 is no region of a sample"):
+        read_regions(path)
