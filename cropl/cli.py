@@ -40,6 +40,7 @@ _NOT_FOR_USERS = (
 COMMANDS = {
     "evaluate": "answer a benchmark with several pruning methods and compare them",
     "report": "make tables and plots of stored evaluations",
+    "score": "score a file of answers by a benchmark's official rules",
     "ask": "ask one question about one image",
     "answer": "answer a file or stream of questions, localizing ahead",
     "export": "write a training's checkpoint as a plain transformers folder",

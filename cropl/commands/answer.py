@@ -51,7 +51,12 @@ def run(args: Sequence[str]) -> int:
         out = sys.stdout if options.out is None else opened.enter_context(open(options.out, "a", encoding="utf-8"))
         if done:
             print(f"cropl: {counted(len(done), 'answer')} kept", file=sys.stderr)
-        failed = _write(stream, out, total, options.settings)
+        try:
+            failed = _write(stream, out, total, options.settings)
+        except KeyboardInterrupt:
+            if options.out is not None and options.questions != STDIN:
+                print(f"cropl: {options.out} keeps its answers; --resume continues", file=sys.stderr)
+            raise
         return FAILED if failed and not done else 0
 
 

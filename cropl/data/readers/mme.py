@@ -26,7 +26,7 @@ PERCEPTION = (
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 ENDINGS = (".jpg", ".png", ".jpeg")
 
-_INSTRUCTION = re.compile(r"\s*Please answer yes or no\.?$")
+INSTRUCTION = re.compile(r"\s*Please answer yes or no\.?$")
 
 
 class Mme(Reader):
@@ -80,7 +80,7 @@ class Mme(Reader):
             asked, _, answer = line.rpartition("\t")
             if answer.strip().lower() not in ("yes", "no"):
                 raise BadRow("not a question, a tab, and Yes or No", f"{task}/{row.name}: {line[:80]!r}")
-            question = text(_INSTRUCTION.sub("", asked.strip()), "question")
+            question = text(INSTRUCTION.sub("", asked.strip()), "question")
             yield Annotation(
                 id=id,
                 question=question,

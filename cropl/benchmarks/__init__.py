@@ -1,0 +1,1 @@
+"""The paper's benchmarks: their questions, and their official scores."""
