@@ -63,10 +63,8 @@ def test_tables_and_sentences_say_what_rows_say(made: tuple[dict[str, Any], str,
         row["prefill"]["unpatched"] = 0.4 if row["method"] == "ilp" else None
     said = sentences(rows)
     assert said.pop(0) == "budget: visual tokens behind the last prune (ilp, fastv)"
-    assert said[0] == (
-        "ilp: prefill at 50 % to 50 % of its ideal speed-up, and at 80 % to 80 % of unpatched layers of its lengths"
-    )
-    assert said[1] == "fastv: prefill at 25 % to 25 % of its ideal speed-up"
+    assert said[0] == ("ilp: prefill at 50 % of its ideal speed-up, and at 80 % of unpatched layers of its lengths")
+    assert said[1] == "fastv: prefill at 25 % of its ideal speed-up"
     assert growth(rows) == [(4, 2.0), (8, 2.0), (12, 2.0)]
     ragged = {**copy.deepcopy(rows[0]), "kept": [3, 9], "batch": rows[0]["batch"]}
     assert growth([*rows, ragged]) == growth(rows)  # padding is none of its business

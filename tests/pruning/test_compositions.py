@@ -224,7 +224,7 @@ def test_spread_tokens_are_as_far_apart_as_can_be(rows, data) -> None:
         (lambda: Hybrid(8, outside_by="luck"), "outside_by='luck'"),
         (lambda: Schedule([]), "at least one"),
         (lambda: Schedule([Dense()]), "at least one"),
-        (lambda: Schedule(["ilp"]), "'ilp' is no method"),
+        (lambda: Schedule(["ilp"]), "ilp is no method"),
         (lambda: Schedule([FastV(8, 3), ILP(2)]), r"layers \(3,\), \(2,\) must ascend"),
         (lambda: Schedule([ILP(2), FastV(8, 2)]), "one method's alone"),
         (lambda: Schedule([ILP(2), PyramidDrop(0.5, (3, 4))]), "positions must agree, and are ilp original"),

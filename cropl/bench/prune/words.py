@@ -41,10 +41,10 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     for name in dict.fromkeys(map(label, methods)):
         prefills = [row["prefill"] for row in methods if label(row) == name]
         shares = [prefill["speedup"]["llm"]["of_ideal"] for prefill in prefills]
-        line = f"{name}: prefill at {percent(min(shares))} to {percent(max(shares))} of its ideal speed-up"
+        line = f"{name}: prefill at {_range(shares)} of its ideal speed-up"
         own = [p["speedup"]["llm"]["measured"] * p["unpatched"] for p in prefills if p["unpatched"] is not None]
         if own:
-            line += f", and at {percent(min(own))} to {percent(max(own))} of unpatched layers of its lengths"
+            line += f", and at {_range(own)} of unpatched layers of its lengths"
         lines.append(line)
     grown = growth(rows)
     if grown:
@@ -60,6 +60,11 @@ def sentences(rows: Sequence[Row]) -> list[str]:
                 f"{times(llm['ideal'])}, {percent(llm['of_ideal'])}"
             )
     return [*lines, *crossovers(rows), *overlapping(rows)]
+
+
+def _range(shares: Sequence[float]) -> str:
+    low, high = percent(min(shares)), percent(max(shares))
+    return low if low == high else f"{low} to {high}"
 
 
 def meanings(rows: Sequence[Row]) -> list[str]:
