@@ -162,10 +162,7 @@ def exact(benchmark: Benchmark, truths: Sequence[Truth], counts_QC: Counts) -> d
     Raises:
         ValueError: there are no questions.
     """
-    if not any(truth.counted for truth in truths):
-        raise ValueError(f"{benchmark.name}: no questions to score")
-    groups, counts_UGC = units(benchmark, truths, counts_QC)
-    return {name: float(value) for name, value in benchmark.scores(_by_group(groups, counts_UGC.sum(0))).items()}
+    return _exact(benchmark, *units(benchmark, truths, counts_QC))
 
 
 def tally(benchmark: Benchmark, truths: Sequence[Truth], counts_QC: Counts, seed: int = 0, n: int = 2000) -> Score:
@@ -181,21 +178,19 @@ def tally(benchmark: Benchmark, truths: Sequence[Truth], counts_QC: Counts, seed
     Raises:
         ValueError: there are no questions.
     """
-    values = exact(benchmark, truths, counts_QC)
     groups, counts_UGC = units(benchmark, truths, counts_QC)
     drawn = benchmark.scores(_by_group(groups, _resampled(counts_UGC, seed, n)))
-    return Score(
-        values, {name: _interval(values_R) for name, values_R in drawn.items()}, sum(truth.counted for truth in truths)
-    )
+    intervals = {name: _interval(values_R) for name, values_R in drawn.items()}
+    return Score(_exact(benchmark, groups, counts_UGC), intervals, sum(truth.counted for truth in truths))
 
 
 def compare(
     benchmark: Benchmark, truths: Sequence[Truth], ours_QC: Counts, theirs_QC: Counts, seed: int = 0, n: int = 2000
 ) -> dict[str, tuple[float, float, float]]:
     """Each score's difference, ours less theirs, with its paired 95 % interval: the same units are drawn of both."""
-    ours, theirs = exact(benchmark, truths, ours_QC), exact(benchmark, truths, theirs_QC)
     groups, ours_UGC = units(benchmark, truths, ours_QC)
     _, theirs_UGC = units(benchmark, truths, theirs_QC)
+    ours, theirs = _exact(benchmark, groups, ours_UGC), _exact(benchmark, groups, theirs_UGC)
     both_RGC = _resampled(np.concatenate([ours_UGC, theirs_UGC], axis=2), seed, n)
     columns = ours_UGC.shape[2]
     drawn = benchmark.scores(_by_group(groups, both_RGC[..., :columns]))
@@ -204,7 +199,13 @@ def compare(
 
 
 def units(benchmark: Benchmark, truths: Sequence[Truth], counts_QC: Counts) -> tuple[list[str], Counts]:
-    """The groups, and the counts (U, G, C) of each unit in each of them, 0 where it has no question."""
+    """The groups, and the counts (U, G, C) of each unit in each of them, 0 where it has no question.
+
+    Raises:
+        ValueError: there are no questions.
+    """
+    if not any(truth.counted for truth in truths):
+        raise ValueError(f"{benchmark.name}: no questions to score")
     rows: dict[tuple[str, str], list[int]] = {}
     for index, truth in enumerate(truths):
         if truth.counted:
@@ -215,6 +216,10 @@ def units(benchmark: Benchmark, truths: Sequence[Truth], counts_QC: Counts) -> t
     for (unit, group), indices in rows.items():
         counts_UGC[names[unit], groups.index(group)] = benchmark.unite(counts_QC[indices])
     return groups, counts_UGC
+
+
+def _exact(benchmark: Benchmark, groups: Sequence[str], counts_UGC: Counts) -> dict[str, float]:
+    return {name: float(value) for name, value in benchmark.scores(_by_group(groups, counts_UGC.sum(0))).items()}
 
 
 def _by_group(groups: Sequence[str], totals: npt.NDArray[Any]) -> dict[str, npt.NDArray[np.float64]]:

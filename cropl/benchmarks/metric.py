@@ -35,8 +35,10 @@ class BenchmarkScore(Metric):
         super().__init__()
         self.benchmark, self.truths = benchmark, list(truths)
         self._place = {truth.id: place for place, truth in enumerate(self.truths)}
-        columns = len(benchmark.columns)
-        self.add_state("counts", torch.zeros(len(self.truths), columns, dtype=torch.int64), dist_reduce_fx="sum")
+        self._nothing = (0,) * len(benchmark.columns)
+        self.add_state(
+            "counts", torch.zeros(len(self.truths), len(self._nothing), dtype=torch.int64), dist_reduce_fx="sum"
+        )
         self.add_state("seen", torch.zeros(len(self.truths), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, ids: Sequence[str], answers: Sequence[str], valid: Sequence[bool] | None = None) -> None:
@@ -51,19 +53,24 @@ class BenchmarkScore(Metric):
             AnswersError: an answer to no question.
         """
         valid = [True] * len(ids) if valid is None else valid
-        counts, seen = self.counts.cpu().clone(), self.seen.cpu().clone()
+        places: list[int] = []
+        counts: list[tuple[int, ...]] = []
         for id, answer, counted in zip(ids, answers, valid, strict=True):
             if not counted:
                 continue
             if id not in self._place:
                 raise AnswersError(f"{self.benchmark.name}: {id} is not among the {len(self.truths)} questions")
             place = self._place[id]
-            said = self.benchmark.submitted(answer)
-            if self.truths[place].counted:
-                counts[place] += torch.tensor(self.benchmark.judge(self.truths[place], said))
-            seen[place] += 1
+            truth, said = self.truths[place], self.benchmark.submitted(answer)
+            places.append(place)
+            counts.append(self.benchmark.judge(truth, said) if truth.counted else self._nothing)
+        if not places:
+            return
+        device = self.seen.device
+        at = torch.tensor(places, device=device)
         # Not in place: a state that was reset in inference mode may not be changed outside of it.
-        self.counts, self.seen = counts.to(self.counts.device), seen.to(self.seen.device)
+        self.counts = self.counts.index_add(0, at, torch.tensor(counts, device=device))
+        self.seen = self.seen.index_add(0, at, torch.ones_like(at))
 
     def compute(self) -> dict[str, Tensor]:
         """Every score, see `Benchmark.scores`.

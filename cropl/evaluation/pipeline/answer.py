@@ -77,7 +77,7 @@ class Answerer:
             )
         self.vlm, self.budget, self.factor = vlm, budget, factor
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        self._grid = lru_cache(maxsize=256)(self._new_grid)
+        self._grid = lru_cache(maxsize=256)(lambda size: vlm.token_maps([size])[0])
 
     def __call__(self, asked: Sequence[Asked], located: Sequence[Located]) -> list[Answered | Failed]:
         """Answers in the order of the questions. One that fails is asked again alone, and fails alone."""
@@ -130,6 +130,3 @@ class Answerer:
             return int(self._keep(row.region, self._grid(row.image.size)).sum())
         except Exception:
             return 0
-
-    def _new_grid(self, size: tuple[int, int]) -> Any:
-        return self.vlm.token_maps([size])[0]
