@@ -175,6 +175,7 @@ KINDS = {
     "sources": ("data recipe", "cropl shards build -c"),
     "arms": ("study", "cropl evaluate -c"),
     "model": ("training recipe", "cropl fit -c"),
+    "scorer": ("benchmark", "cropl evaluate -c STUDY --benchmarks"),
     "max_pixels": ("calibration", "cropl calibrate -c"),
 }
 """By the key that tells (the first that a recipe has): what it is, and the command that runs it."""

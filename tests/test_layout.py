@@ -45,7 +45,7 @@ ALLOWED = {
     "integrations": BASE | {"benchmarks", "pruning", "models", "evaluation"},
 }
 BELOW_COMMANDS = set(ALLOWED) | {"recipes"}
-ALLOWED |= {"commands": BELOW_COMMANDS, "cli": BELOW_COMMANDS | {"commands"}, "recipes": set()}
+ALLOWED |= {"commands": BELOW_COMMANDS, "cli": BELOW_COMMANDS | {"commands"}, "recipes": set(), "__main__": {"cli"}}
 LIGHTNING = {"cli", "modules", "callbacks", "datamodules", "parallel"}
 
 

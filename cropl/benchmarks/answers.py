@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cropl.benchmarks.base import AnswersError, Benchmark
+from cropl.benchmarks.base import AnswersError, Benchmark, Truth
+from cropl.benchmarks.join import Names
 from cropl.data.readers.rows import BadRow, json_lines, json_rows
 
 IDS = ("question_id", "questionId", "qid", "key")
 
 
-def read_answers(file: Path, benchmark: Benchmark) -> dict[str, str]:
+def read_answers(file: Path, benchmark: Benchmark, truths: Sequence[Truth] = ()) -> dict[str, str]:
     """Answers by the id of their question.
 
     A `.jsonl` has a line for each, any other file is a JSON list. With `text` (and `prompt`) an answer is a model's, as
     LLaVA writes it down, or with `key` one of `cropl answer`: it becomes what is submitted. With `prediction` (GQA's)
-    or `answer` (VQA's) it was submitted already, and stays.
+    or `answer` (VQA's) it was submitted already, and stays. Other forms are those of `Benchmark.submitted_rows`.
+
+    Args:
+        file: the answers, or a folder with them.
+        benchmark: that they are to.
+        truths: its questions, by whose other ids and order answers are known as well.
 
     Raises:
         ValueError: the file is missing, or a row is no answer; the message names it.
         AnswersError: a question is answered twice.
     """
     found: dict[str, str] = {}
-    for number, row in enumerate(_rows(file), start=1):
+    names = Names(benchmark, truths)
+    for number, row in enumerate(_rows(file, benchmark, truths), start=1):
         try:
             id, text, prompt, raw = _read(row)
         except BadRow as error:
             raise ValueError(f"{file}: row {number} is no answer ({error})") from None
-        known = benchmark.known_as(id, prompt)
+        known = names.find(id, prompt) or benchmark.known_as(id, prompt)
         if known in found:
             raise AnswersError(f"{file}: row {number} is a second answer to {known}; keep one")
         found[known] = benchmark.submitted(text) if raw else text
     return found
 
 
-def _rows(file: Path) -> Iterator[Any]:
+def _rows(file: Path, benchmark: Benchmark, truths: Sequence[Truth]) -> Iterator[Any]:
+    if not file.exists():
+        raise ValueError(f"{file}: no such file of answers")
+    own = benchmark.submitted_rows(file, truths)
+    if own is not None:
+        return own
     return json_lines(file) if file.suffix == ".jsonl" else json_rows(file)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import ijson
 import numpy as np
 import numpy.typing as npt
 
-from cropl.benchmarks.base import Benchmark, Totals, Truth
+from cropl.benchmarks.base import Benchmark, Totals, Truth, check_answers
+from cropl.benchmarks.submission import write_json
 from cropl.data.readers.rows import streamed
 
 
@@ -19,6 +20,7 @@ class Gqa(Benchmark):
 
     name = "gqa"
     primary = "accuracy"
+    submission = "testdev_balanced_predictions.json"
 
     def truths(self, *files: Path) -> Iterator[Truth]:
         """The questions of a `*_questions.json`: open ones are those of the structure "query", all others binary."""
@@ -33,6 +35,11 @@ class Gqa(Benchmark):
 
     def judge(self, truth: Truth, answer: str) -> tuple[int, ...]:
         return int(answer == truth.answers[0]), 1
+
+    def write_submission(self, path: Path, truths: Sequence[Truth], answers: Mapping[str, str]) -> None:
+        """What `eval.py --predictions` reads."""
+        check_answers(truths, list(answers))
+        write_json(path, [{"questionId": id, "prediction": answer} for id, answer in answers.items()])
 
     def scores(self, totals: Totals) -> dict[str, npt.NDArray[np.float64]]:
         made = {"accuracy": share(*totals.values())}

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from cropl.benchmarks.base import AnswersError, Benchmark, Counts, Score, Truth, check_answers, exact, tally
+from cropl.benchmarks.base import AnswersError, Benchmark, Counts, Truth, check_answers
+from cropl.benchmarks.scoring import Score, exact, tally
 
 
 class BenchmarkScore(Metric):

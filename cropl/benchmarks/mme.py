@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cropl.benchmarks.base import Benchmark, Counts, Totals, Truth
+from cropl.benchmarks.base import Benchmark, Counts, Totals, Truth, check_answers
+from cropl.benchmarks.submission import one_line, write_text
 from cropl.data.readers.base import Annotation
 from cropl.data.readers.llava_questions import SHORT_ANSWER
-from cropl.data.readers.mme import COGNITION, INSTRUCTION, PERCEPTION
+from cropl.data.readers.mme import COGNITION, ENDINGS, INSTRUCTION, PERCEPTION
 from cropl.data.readers.mme import Mme as Reader
+from cropl.data.readers.rows import BadRow
 
 
 class _Questions(Reader):
-    """The questions alone: scores need no image."""
+    """The questions alone, as they are written: scores need no image."""
+
+    def parse(self, row: Path, number: int) -> Iterator[Annotation]:
+        for one, (asked, _) in zip(super().parse(row, number), self.pair(row), strict=True):
+            yield replace(one, prompt=asked)
 
     def _image(self, task: str, stem: str) -> str:
         return f"{task}/{stem}"
@@ -32,6 +40,7 @@ class Mme(Benchmark):
     name = "mme"
     primary = "total"
     columns = ("right", "questions", "both", "images")
+    submission = "mme_results"
 
     def truths(self, *files: Path) -> Iterator[Truth]:
         """Both questions of every image in MME's folder; their ids end in their texts, as LLaVA's are the image's."""
@@ -40,12 +49,35 @@ class Mme(Benchmark):
             if not isinstance(row, Annotation):
                 raise ValueError(f"{row.where}: {row.reason} {row.detail}")
             image = str(row.image)
-            yield Truth(f"{image}/{row.question}", (row.answers[0].lower(),), image.partition("/")[0], image)
+            answer, task = row.answers[0].lower(), image.partition("/")[0]
+            yield Truth(f"{image}/{row.question}", (answer,), task, image, question=row.prompt)
 
-    def known_as(self, id: str, prompt: str) -> str:
+    def known_as(self, id: str, prompt: str, source: str = "") -> str:
         """From `celebrity/images/x.jpg` and the prompt."""
         path, question = PurePosixPath(id), INSTRUCTION.sub("", prompt.split(SHORT_ANSWER)[0].strip()).strip()
-        return id if "/" not in id or not question else f"{path.parts[0]}/{path.stem}/{question}"
+        image = path.stem if path.suffix in (*ENDINGS, ".txt") else path.name
+        return id if "/" not in id or not question else f"{path.parts[0]}/{image}/{question}"
+
+    def write_submission(self, path: Path, truths: Sequence[Truth], answers: Mapping[str, str]) -> None:
+        """What `calculation.py` reads: a file for each task, whose lines belong together by twos."""
+        check_answers(truths, list(answers))
+        for task in dict.fromkeys(truth.group for truth in truths):
+            pairs: dict[str, list[str]] = {}
+            for truth in truths:
+                if truth.group == task:
+                    name, label = truth.unit.partition("/")[2], truth.answers[0].title()
+                    told = (f"{name}.txt", truth.question, label, one_line(answers[truth.id]))
+                    pairs.setdefault(truth.unit, []).append("\t".join(told) + "\n")
+            write_text(path / f"{task}.txt", "".join(line for pair in pairs.values() for line in pair))
+
+    def submitted_rows(self, path: Path, truths: Sequence[Truth]) -> Iterator[Any] | None:
+        """The lines of all tasks' files."""
+        files = [path / f"{task}.txt" for task in (*PERCEPTION, *COGNITION)]
+        if not path.is_dir():
+            return None
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise ValueError(f"{path}: no {', '.join(missing)}; MME's results are a file for each of its 14 tasks")
+        return (row for file in files for row in _lines(file))
 
     def says(self, answer: str) -> str:
         """yes, no, or other."""
@@ -76,3 +108,13 @@ class Mme(Benchmark):
         perception = sum((points[task] for task in PERCEPTION if task in points), zero)
         cognition = sum((points[task] for task in COGNITION if task in points), zero)
         return {"total": perception + cognition, "perception": perception, "cognition": cognition, **points}
+
+
+def _lines(file: Path) -> Iterator[Any]:
+    with open(file, encoding="utf-8") as lines:  # splits at fewer marks than `splitlines`
+        for line in lines:
+            parts = line.rstrip("\n").split("\t")
+            if len(parts) == 4:
+                yield {"question_id": f"{file.stem}/{parts[0]}", "prompt": parts[1], "answer": parts[3]}
+            else:
+                yield BadRow(f"{file.name}: not an image, a question, its label and an answer between tabs", line[:80])

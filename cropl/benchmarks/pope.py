@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cropl.benchmarks.base import Benchmark, Totals, Truth
+from cropl.benchmarks.base import Benchmark, Totals, Truth, check_answers
+from cropl.benchmarks.submission import write_lines
 from cropl.data.readers.base import Annotation
 from cropl.data.readers.pope import Pope as Reader
+from cropl.data.readers.rows import BadRow, json_lines
 
 CATEGORIES = ("adversarial", "popular", "random")
 
@@ -25,6 +28,7 @@ class Pope(Benchmark):
     name = "pope"
     primary = "f1"
     columns = ("true_yes", "false_yes", "true_no", "false_no")
+    submission = "pope_answers"
 
     def truths(self, *files: Path) -> Iterator[Truth]:
         """The questions of files named for their categories; the random one may have 2,910 or 3,000."""
@@ -34,14 +38,38 @@ class Pope(Benchmark):
             for row in reader:
                 if not isinstance(row, Annotation):
                     raise ValueError(f"{row.where}: {row.reason} {row.detail}")
-                yield Truth(f"{category}/{row.id}", row.answers, category, row.image or "")
+                yield Truth(f"{category}/{row.id}", row.answers, category, row.image or "", question=row.question)
 
-    def known_as(self, id: str, prompt: str) -> str:
-        """LLaVA numbers all three files in one: random ones from 10,000,001, popular ones from 20,000,001."""
+    def known_as(self, id: str, prompt: str, source: str = "") -> str:
+        """LLaVA numbers all three files in one: random ones from 10,000,001, popular ones from 20,000,001.
+
+        Their own files number each from 1; a sample's source ends in the category.
+        """
         if not id.isdecimal():
             return id
         file, number = divmod(int(id), 10_000_000)
+        told = source.rpartition("-")[2]
+        if file == 0 and told in CATEGORIES:
+            return f"{told}/{number}"
         return f"{('adversarial', 'random', 'popular')[file]}/{number}" if file < 3 else id
+
+    def write_submission(self, path: Path, truths: Sequence[Truth], answers: Mapping[str, str]) -> None:
+        """A file for each category, in the order of its labels: `evaluate.py` knows answers by their lines."""
+        check_answers(truths, list(answers))
+        for category in dict.fromkeys(truth.group for truth in truths):
+            mine = [truth for truth in truths if truth.group == category]
+            rows = [{"question": truth.question, "answer": answers[truth.id]} for truth in mine]
+            write_lines(path / f"coco_pope_{category}.jsonl", rows)
+
+    def submitted_rows(self, path: Path, truths: Sequence[Truth]) -> Iterator[Any] | None:
+        """Lines without ids, in the order of the labels; the file's name ends in its category, or there is only one."""
+        if path.is_dir():
+            files = sorted(path.glob("*.json*"))
+        else:
+            first = next(json_lines(path), None) if path.suffix == ".jsonl" else None
+            files = [path] if isinstance(first, dict) and set(first) == {"question", "answer"} else []
+        groups = list(dict.fromkeys(truth.group for truth in truths))
+        return (row for file in files for row in _lines(file, groups, truths)) if files else None
 
     def says_yes(self, answer: str) -> bool:
         """How the official script reads an answer."""
@@ -51,6 +79,10 @@ class Pope(Benchmark):
     def judge(self, truth: Truth, answer: str) -> tuple[int, ...]:
         yes, right = self.says_yes(answer), truth.answers[0] == "yes"
         return int(yes and right), int(yes and not right), int(not yes and not right), int(not yes and right)
+
+    def credit(self, counts: Sequence[int]) -> float:
+        true_yes, _, true_no, _ = counts
+        return float(true_yes + true_no)
 
     def scores(self, totals: Totals) -> dict[str, npt.NDArray[np.float64]]:
         by_group = {group: _rates(total) for group, total in totals.items()}
@@ -72,3 +104,21 @@ def _rates(total: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float64]]
         "f1": 200 * true_yes / np.maximum(2 * true_yes + false_yes + false_no, 1),
         "yes": 100 * (true_yes + false_yes) / every,
     }
+
+
+def _lines(file: Path, groups: Sequence[str], truths: Sequence[Truth]) -> Iterator[Any]:
+    """The answers of a file, with the ids that their places give them."""
+    named = [group for group in groups if group in file.stem] or groups
+    if len(named) != 1:
+        raise ValueError(f"{file}: answers without ids to which of {', '.join(groups)}? Put it into the file's name")
+    mine = iter([truth for truth in truths if truth.group == named[0]])
+    for row in json_lines(file):
+        truth = next(mine, None)
+        if truth is None:
+            yield BadRow("more answers than there are questions", named[0])
+        elif isinstance(row, dict) and truth.question.lower() not in str(row.get("question", truth.question)).lower():
+            yield BadRow(
+                "another question than the labels have in its place", f"{row['question']!r}, not {truth.question!r}"
+            )
+        else:
+            yield {"question_id": truth.id, **row} if isinstance(row, dict) else row

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +18,7 @@ _COMMA = re.compile(r"(\d)(\,)(\d)")
 _MOST = 32  # the flag re.UNICODE stands where the number of replacements belongs
 
 
+@lru_cache(1 << 18)
 def challenge(text: str) -> str:
     """An answer as the servers of VQA and TextVQA read it (`EvalAIAnswerProcessor`); LLaVA's submissions are this.
 
@@ -27,6 +28,7 @@ def challenge(text: str) -> str:
     return _words(_unpunctuated(_one_line(text), _COMMA_BETWEEN))
 
 
+@lru_cache(1 << 18)
 def official(text: str) -> str:
     """An answer as VQA's own evaluation code reads it, where the annotators disagree."""
     return _words(_unpunctuated(_one_line(text), _COMMA))

@@ -1,29 +1,36 @@
 """cropl evaluate -c RECIPE [-c OVERLAY ...] [--key value ...]
 
-Runs a study: one model, one set of questions, a list of methods, region sources and budgets. Writes results.json,
-predictions.jsonl and report.html into --out (default runs/<recipe name>/) and prints the table.
+Runs a study: one model, a list of methods, region sources and budgets, on one set of questions or, as a suite, on
+several benchmarks. Writes results.json, predictions.jsonl and report.html (of a suite: in a folder for each benchmark,
+and results.json of them all) into --out (default runs/<recipe name>/), and prints the table.
+
+  --processes N    share the questions among N processes on this machine, one per GPU where there are several
+  --part I/N       be one of N processes that somebody else starts, on any machine that sees --out; when all are done,
+                   run once more without it to get the results
+  --fresh          throw away what an interrupted run has found; without it, that is not answered again
 
   cropl evaluate -c testbed/study
   cropl evaluate -c testbed/study --vars.budgets "[64]" --limit 200 --out runs/small
   cropl evaluate -c my_study.yaml --model ./llava-1.5-7b-hf --device cuda
+  cropl evaluate -c evaluate/llava_1_5_7b/table2 --vars.data /datasets --processes 8
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropl import recipe
-from cropl.commands.arguments import check_writable
-from cropl.commands.printing import table_console
+from cropl.commands.arguments import check_writable, integer
 from cropl.errors import UsageError
+from cropl.evaluation.part import Part
 
 if TYPE_CHECKING:
-    from cropl.data.sample import Sample
-    from cropl.evaluation.run import Outcome
-    from cropl.evaluation.study import Study
+    from cropl.evaluation.outcome import Outcome
+    from cropl.evaluation.suite import Suite
+
+WHOLE = Part()
 
 
 def run(args: Sequence[str]) -> int:
@@ -34,73 +41,92 @@ def run(args: Sequence[str]) -> int:
     recipes, overrides = recipe.parse_flags(args)
     if not recipes:
         raise UsageError("no recipe given: cropl evaluate -c testbed/study")
-    evaluate(recipes, overrides)
+    processes = integer("processes", str(overrides.pop("processes", 1)), least=1)
+    part = Part.parse(overrides.pop("part")) if "part" in overrides else WHOLE
+    fresh = overrides.pop("fresh", False)
+    if fresh not in (True, False):
+        raise UsageError(f"--fresh {fresh}: takes no value")
+    if not part.whole and (processes > 1 or fresh):
+        raise UsageError("--part goes with neither --processes nor --fresh: a part is one process, and not the first")
+    if not part.whole:
+        from cropl.commands.evaluate_processes import end_with_parent
+
+        end_with_parent()
+    evaluate(recipes, overrides, part=part, processes=processes, fresh=fresh)
     return 0
 
 
-def evaluate(recipes: Sequence[str], overrides: dict[str, Any] | None = None, quiet: bool = False) -> Outcome:
-    """Load, run and save a study, and print its tables.
+def evaluate(
+    recipes: Sequence[str],
+    overrides: dict[str, Any] | None = None,
+    quiet: bool = False,
+    part: Part = WHOLE,
+    processes: int = 1,
+    fresh: bool = False,
+) -> dict[str, Outcome]:
+    """Load, run and save a study or a suite, and print its tables.
 
     Args:
         recipes: names or paths, merged from left to right.
         overrides: dotted keys and values, merged last.
         quiet: print nothing but progress.
+        part: which share of the questions to answer; of a part nothing is saved but its answers.
+        processes: how many processes share the questions.
+        fresh: begin anew where an interrupted run could be continued.
+
+    Returns:
+        The outcome of every benchmark by its name; of a part none.
     """
     from cropl.evaluation.study import Study
+    from cropl.evaluation.suite import Suite
 
     for name in recipes:
         recipe.expect("arms", name)
     config = recipe.load(recipes, overrides)
-    study = Study.from_config(config)
     label = recipe.label(recipes)
-    out = Path(study.out or f"runs/{label.removesuffix('.yaml').replace('+', '-')}")
+    is_suite = bool(config.get("benchmarks"))
+    if is_suite:
+        suite = Suite.from_config(config)
+    else:
+        study = Study.from_config(config)
+        suite = Suite((study,), (None,), out=study.out)
+    out = Path(suite.out or f"runs/{label.removesuffix('.yaml').replace('+', '-')}")
     check_writable(out)
-    for arm in study.arms:
-        recipe.load_object(arm.class_path)
-    samples = load_samples(study)
 
-    from cropl.commands.models import open_localizer, open_vlm
-    from cropl.evaluation.progress import Stages
-    from cropl.evaluation.run import run_study, save
+    from cropl.commands.evaluate_run import Task, load_tasks, run_tasks
+    from cropl.evaluation.journal import forget
 
-    vlm = open_vlm(study.model, study.device, study.dtype, study.attention, study.protocol)
-    localizer = open_localizer(study.localizer, study.device, study.dtype) if study.localizer else None
-    grounding = open_vlm(study.grounding, study.device, study.dtype) if study.grounding else None
-    names = dict.fromkeys(arm.model for arm in study.arms if arm.model)
-    models = {name: open_vlm(name, study.device, study.dtype, study.attention, study.protocol) for name in names}
-    with Stages() as stages:
-        outcome = run_study(study, samples, vlm, localizer, grounding, label, stages, models)
-        path = save(outcome, samples, out, study.gallery)
+    tasks: list[Task] = load_tasks(suite, out, apart=is_suite)
+    if fresh:
+        forget([task.out for task in tasks])
+    if processes > 1:
+        from cropl.commands.evaluate_processes import run_parts
+
+        run_parts(recipes, {**(overrides or {}), "out": str(out)}, processes, suite.studies[0].device)
+    outcomes = run_tasks(tasks, label, part)
+    if not part.whole:
+        print(f"part {part.index} of {part.of} is done; run without --part when all are")
+        return {}
+    if is_suite:
+        _save_suite(suite, label, outcomes, out)
+    forget([task.out for task in tasks])
     if not quiet:
-        show(outcome, path)
-    return outcome
+        _show(outcomes, out, is_suite)
+    return outcomes
 
 
-def load_samples(study: Study) -> list[Sample]:
-    """The questions, from the recipe's `data`: a class or function that gives `Sample`s, a sequence or an iterable."""
-    samples = recipe.instantiate(study.data, "data")
-    if hasattr(samples, "__len__") and hasattr(samples, "__getitem__"):
-        return [samples[index] for index in range(min(len(samples), study.limit or len(samples)))]
-    return list(islice(samples, study.limit))
+def _save_suite(suite: Suite, label: str, outcomes: Mapping[str, Outcome], out: Path) -> None:
+    from cropl.evaluation.files import write_json
+    from cropl.evaluation.suite import together
+
+    found = {name: outcome.results for name, outcome in outcomes.items()}
+    write_json(out / "results.json", together(suite, label, found))
 
 
-def show(outcome: Outcome, path: Path) -> None:
-    """Print the tables and where the report is."""
-    from cropl.evaluation import tables
+def _show(outcomes: Mapping[str, Outcome], out: Path, is_suite: bool) -> None:
+    from cropl.commands.evaluate_show import show
 
-    console = table_console(160)
-    rows = outcome.results["rows"]
-    found = outcome.results["localizer"]
-    console.print()
-    console.print(tables.results_table(rows, f"{rows[0]['model']} on {rows[0]['benchmark']}, n = {rows[0]['n']}"))
-    comparisons = outcome.results["comparisons"]
-    if comparisons:
-        console.print()
-        console.print(tables.comparisons_table(comparisons, "Paired differences, points of accuracy"))
-    if found:
-        shares = ", ".join(f"> {t}: {100 * found[f'recall_gt_{t}']:.1f} %" for t in ("0.5", "0.7", "0.9"))
-        region = f"regions of {100 * outcome.results['localizer_details']['region_share']:.0f} % of the image"
-        console.print(
-            f"\nlocalizer: mean area recall {found['mean_recall']:.3f} ({shares}; n = {found['n']}), {region}"
-        )
-    console.print(f"report: {path}", soft_wrap=True, highlight=False)
+    for name, outcome in outcomes.items():
+        show(outcome, (out / name if is_suite else out) / "report.html")
+    if is_suite:
+        print(f"\ntables over all benchmarks: cropl report {out} -o DIR")

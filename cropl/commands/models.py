@@ -48,8 +48,9 @@ def open_vlm(
     dtype: str | None = None,
     attention: str | None = None,
     protocol: str | None = None,
+    system: bool | None = None,
 ) -> VLM:
-    """Load the model that answers; `protocol` is LLaVA-NeXT's."""
+    """Load the model that answers; `protocol` is LLaVA-NeXT's, and `system` (its system sentence) of both LLaVAs."""
     from cropl.models.loading import load_config
     from cropl.models.vlm import load_vlm
 
@@ -59,6 +60,10 @@ def open_vlm(
         if (family := load_config(checkpoint(name)).model_type) != "llava_next":
             raise UsageError(f"protocol {protocol!r}: {name} is a {family} model, and only LLaVA-NeXT has protocols")
         options["protocol"] = protocol
+    if system is not None:
+        if (family := load_config(checkpoint(name)).model_type) not in ("llava", "llava_next"):
+            raise UsageError(f"system {system}: {name} is a {family} model, and only LLaVA has a system sentence")
+        options["system"] = system
     try:
         return load_vlm(checkpoint(name), **options)
     except ValueError as error:

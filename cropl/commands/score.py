@@ -12,14 +12,16 @@ from cropl.commands.printing import table_console
 from cropl.errors import UsageError
 
 if TYPE_CHECKING:
-    from cropl.benchmarks.base import Score
+    from cropl.benchmarks.scoring import Score
 
 DESCRIPTION = """\
 Scores a file of answers exactly as the benchmark's official script does, with 95 % bootstrap intervals. Every question
 needs one answer: missing, double and further ones are an error that names them."""
 EPILOG = f"""\
 ANSWERS is LLaVA's JSONL (question_id, text, prompt), what `cropl answer` wrote, or a submission: a JSON list of
-questionId and prediction (GQA), or of question_id and answer (VQA).
+questionId and prediction (GQA), or of question_id and answer (VQA, TextVQA); MME's folder of TASK.txt, POPE's files of
+question and answer in the order of the labels, LLaVA's result of ScienceQA. --submission writes each of these forms;
+VQA's server wants all questions of a split: give its file of questions as the annotations.
 
 annotation files:
 {chr(10).join(f"  {name:<10} {' '.join(files)}" for name, files in FILES.items())}
@@ -36,6 +38,9 @@ def run(args: Sequence[str]) -> int:
     parser.add_argument("--predictions", required=True, metavar="ANSWERS", help="file of answers")
     parser.add_argument("--annotations", required=True, nargs="+", metavar="FILE", help="official annotation files")
     parser.add_argument("--against", metavar="ANSWERS", help="other answers, such as dense ones: paired differences")
+    parser.add_argument(
+        "--submission", metavar="PATH", help="write the answers as official scripts or servers read them"
+    )
     parser.add_argument("--out", metavar="JSON", help="write the scores with all their digits")
     given = parser.read(args)
     if given is None:
@@ -46,15 +51,22 @@ def run(args: Sequence[str]) -> int:
         raise UsageError(f"--annotations: {given.benchmark} has {len(wanted)}: {' '.join(wanted)}")
 
     from cropl.benchmarks.answers import read_answers
-    from cropl.benchmarks.base import compare, judged, read_truths, tally
+    from cropl.benchmarks.base import judged, read_truths
+    from cropl.benchmarks.scoring import compare, tally
     from cropl.evaluation.files import write_json
 
     truths = read_truths(scorer, [Path(file) for file in given.annotations])
-    ours = judged(scorer, truths, read_answers(Path(given.predictions), scorer))
+    answers = read_answers(Path(given.predictions), scorer, truths)
+    ours = judged(scorer, truths, answers)
+    if given.submission is not None:
+        scorer.write_submission(Path(given.submission), truths, answers)
+        if not any(truth.counted for truth in truths):
+            print(f"{given.submission}: {len(answers):,} answers to {len(truths):,} questions; a server scores them")
+            return 0
     found = tally(scorer, truths, ours)
     differences = {}
     if given.against is not None:
-        theirs = judged(scorer, truths, read_answers(Path(given.against), scorer))
+        theirs = judged(scorer, truths, read_answers(Path(given.against), scorer, truths))
         differences = compare(scorer, truths, ours, theirs)
     _print(given.benchmark, scorer.primary, found, differences)
     if given.out is not None:

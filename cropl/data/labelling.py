@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,8 +34,18 @@ class Labelling:
     placeholder: bool = False
     resize: int | None = None
 
-    def sample(self, candidate: Candidate, repairs: Counter[str]) -> Sample:
-        """The sample of a candidate; what had to be mended in its boxes is counted in `repairs`.
+    def sample(
+        self,
+        candidate: Candidate,
+        repairs: Counter[str],
+        size_of: Callable[[Path], tuple[int, int]] = image_size,
+    ) -> Sample:
+        """The sample of a candidate.
+
+        Args:
+            candidate: the annotation.
+            repairs: counts what had to be mended in its boxes.
+            size_of: (width, height) of an image as displayed; raises `ImageError`.
 
         Raises:
             BadRow: its image is missing, unusable or of another size than stated, or no box lies inside it.
@@ -51,7 +62,7 @@ class Labelling:
         else:
             image = image_path(candidate)
             try:
-                size = image_size(image)
+                size = size_of(image)
             except ImageError as error:
                 # Not Path.exists, which raises where a name is longer than the file system takes.
                 there = os.path.exists(image)

@@ -8,17 +8,18 @@ kept length share a batch; what a question answers depends neither on the batch 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
+from cropl.evaluation.answers import Answered, Encoded
 from cropl.evaluation.arm_run import Run
-from cropl.evaluation.pictures import by_image, controlled, displayed
+from cropl.evaluation.pictures import controlled, displayed
 from cropl.metrics.cost import kv_bytes
 from cropl.models.inputs import VLMInputs
+from cropl.models.text_only import text_inputs
 from cropl.models.vlm import VLM
 from cropl.pruning import Patch, PreLLM, pruned
 from cropl.tiling import Tokens
@@ -32,77 +33,79 @@ PROBES = 2
 """Questions per run whose cache is read."""
 
 
-@dataclass
-class Answers:
-    """What came out: texts per run and question, and where the time went (seconds).
-
-    Attributes:
-        texts: for every run key, one answer per question.
-        visual: for every run key and question, the visual tokens that each decoder layer saw, as the patch counted.
-        text_tokens: for every question, the prompt's tokens that are not visual.
-        positions: for every run key, the positions that its method gives to survivors; None for dense.
-        probes: for every run key, (question, bytes) of key-value caches read after a prefill of that question alone.
-        seconds: for every run key, generation alone.
-        encode_seconds: the vision tower over all images, shared by all runs.
-        images: how many distinct images there were.
-    """
-
-    texts: dict[str, list[str]] = field(default_factory=dict)
-    visual: dict[str, list[tuple[int, ...]]] = field(default_factory=dict)
-    text_tokens: list[int] = field(default_factory=list)
-    positions: dict[str, str | None] = field(default_factory=dict)
-    probes: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    encode_seconds: float = 0.0
-    images: int = 0
-
-    def add(self, other: Answers) -> None:
-        """Take in the runs of another model; what is shared stays that of the first."""
-        for name in ("texts", "visual", "positions", "probes", "seconds"):
-            getattr(self, name).update(getattr(other, name))
-        if not self.images:
-            self.text_tokens, self.encode_seconds = other.text_tokens, other.encode_seconds
-            self.images = other.images
-
-
 def answer_all(
     vlm: VLM,
     samples: Sequence[Sample],
     runs: Sequence[Run],
+    groups: Sequence[Sequence[int]],
+    missing: Mapping[str, set[int]],
     batch_size: int = 16,
     max_new_tokens: int = 16,
     chunk_images: int = 64,
-    advance: Callable[[str, int], None] = lambda name, count: None,
-) -> Answers:
-    """Greedy answers of `runs` to `samples`.
+) -> Iterator[list[Answered | Encoded]]:
+    """Greedy answers of `runs` to `samples`, a batch at a time.
 
     Args:
-        runs: planned on exactly these samples; infeasible ones are left out.
+        vlm: the model of all these runs.
+        samples: questions about images.
+        runs: planned on exactly these samples, none of them infeasible.
+        groups: of the questions to answer, those about one image together.
+        missing: for every run key, the questions to answer.
         batch_size: questions per forward.
+        max_new_tokens: of an answer.
         chunk_images: images whose features are held at a time.
-        advance: told the run and how many questions it has just answered.
     """
-    runs = [run for run in runs if run.infeasible is None]
-    answers = Answers(text_tokens=[0] * len(samples))
-    for run in runs:
-        answers.probes[run.key] = []
-        answers.texts[run.key], answers.visual[run.key] = [""] * len(samples), [()] * len(samples)
-        answers.seconds[run.key] = 0.0
-    groups = by_image(samples)
-    answers.images = len(groups)
-    _warm_up(vlm, samples[0])
+    wanted = set().union(*(missing[run.key] for run in runs))
+    groups = [group for group in groups if wanted & set(group)]
+    probes = {run.key: 0 for run in runs}
+    if groups:
+        _warm_up(vlm, samples[groups[0][0]])
     for start in range(0, len(groups), chunk_images):
         chunk = groups[start : start + chunk_images]
-        indices = [index for group in chunk for index in group]
         originals = {index: image for group in chunk for image in [displayed(samples[group[0]])] for index in group}
-        features = _encode(vlm, [originals[group[0]] for group in chunk], chunk, batch_size, answers)
+        began = time.perf_counter()
+        features = _encode(vlm, [originals[group[0]] for group in chunk], chunk, batch_size)
+        yield [Encoded(len(chunk), time.perf_counter() - began)]
         for run in runs:
+            indices = [index for group in chunk for index in group if index in missing[run.key]]
             images, encoded = originals, features
             if run.arm.control is not None:  # each question has its own picture here, as its evidence differs
                 images = {i: controlled(originals[i], samples[i], run.arm.control) for i in indices}
                 encoded = {}
-            _answer_chunk(vlm, samples, run, indices, images, encoded, batch_size, max_new_tokens, answers, advance)
-    return answers
+            ordered = sorted(indices, key=lambda index: (-run.kept[index], len(samples[index].asked), index))
+            for first in range(0, len(ordered), batch_size):
+                batch = ordered[first : first + batch_size]
+                unread = PROBES - probes[run.key]
+                yield list(_answer_batch(vlm, samples, run, batch, images, encoded, max_new_tokens, unread))
+                probes[run.key] += min(unread, len(batch))
+
+
+def answer_text_only(
+    vlm: VLM, samples: Sequence[Sample], run: str, missing: set[int], batch_size: int, max_new_tokens: int
+) -> Iterator[list[Answered | Encoded]]:
+    """Greedy answers to questions that have no image: no method has anything to prune there.
+
+    Args:
+        vlm: the model.
+        samples: the questions.
+        run: the key to answer under.
+        missing: the questions to answer.
+        batch_size, max_new_tokens: as for `answer_all`.
+    """
+    ordered = sorted(missing, key=lambda index: (len(samples[index].asked), index))
+    for first in range(0, len(ordered), batch_size):
+        batch = ordered[first : first + batch_size]
+        inputs = text_inputs(vlm, [samples[index].asked for index in batch])
+        _wait(vlm)
+        began = time.perf_counter()
+        texts = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
+        _wait(vlm)
+        share = (time.perf_counter() - began) / len(batch)
+        lengths = inputs.tensors["attention_mask"].sum(1).tolist()
+        yield [
+            Answered(run, index, text, (0,) * vlm.num_layers, length, share)
+            for index, text, length in zip(batch, texts, lengths, strict=True)
+        ]
 
 
 def _warm_up(vlm: VLM, sample: Sample) -> None:
@@ -112,54 +115,47 @@ def _warm_up(vlm: VLM, sample: Sample) -> None:
 
 
 def _encode(
-    vlm: VLM, images: list[Image.Image], chunk: list[list[int]], batch_size: int, answers: Answers
+    vlm: VLM, images: list[Image.Image], chunk: Sequence[Sequence[int]], batch_size: int
 ) -> dict[int, torch.Tensor]:
     """Features (V_i, D) by question; questions about one image share one tensor."""
-    began = time.perf_counter()
     encoded: list[torch.Tensor] = []
     for start in range(0, len(images), batch_size):
         encoded += vlm.encode_images(images[start : start + batch_size])
     _wait(vlm)
-    answers.encode_seconds += time.perf_counter() - began
     return {index: features for group, features in zip(chunk, encoded, strict=True) for index in group}
 
 
-def _answer_chunk(
+def _answer_batch(
     vlm: VLM,
     samples: Sequence[Sample],
     run: Run,
-    indices: list[int],
-    images: dict[int, Image.Image],
-    features: dict[int, torch.Tensor],
-    batch_size: int,
+    batch: list[int],
+    images: Mapping[int, Image.Image],
+    features: Mapping[int, torch.Tensor],
     max_new_tokens: int,
-    answers: Answers,
-    advance: Callable[[str, int], None],
-) -> None:
-    ordered = sorted(indices, key=lambda index: (-run.kept[index], len(samples[index].asked), index))
-    for start in range(0, len(ordered), batch_size):
-        batch = ordered[start : start + batch_size]
-        pictures = [images[index] for index in batch]
-        encoded = [features[index] for index in batch] if features else vlm.encode_images(pictures)
-        inputs = vlm.inputs(pictures, [samples[index].asked for index in batch], encoded)
-        _wait(vlm)
-        began = time.perf_counter()
-        with pruning(vlm, run, samples, batch, inputs.grids) as patch:
-            if patch is not None and patch.looks_into_tower:  # no more timed than the other runs' encoding
-                inputs = vlm.inputs(pictures, [samples[index].asked for index in batch], vlm.encode_images(pictures))
-                _wait(vlm)
-                began = time.perf_counter()
-            texts = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
-        _wait(vlm)
-        answers.seconds[run.key] += time.perf_counter() - began
-        answers.positions[run.key] = None if patch is None else patch.positions
-        for row, index in enumerate(batch):
-            answers.texts[run.key][index] = texts[row]
-            answers.visual[run.key][index] = visual_per_layer(vlm, inputs, patch, row)
-            answers.text_tokens[index] = _text_tokens(vlm, inputs, row)
-        for row, index in enumerate(batch[: PROBES - len(answers.probes[run.key])]):
-            answers.probes[run.key].append((index, _probe(vlm, samples, run, index, pictures[row], encoded[row])))
-        advance(run.key, len(batch))
+    probes: int,
+) -> Iterator[Answered]:
+    """`probes` are how many of them have their cache read."""
+    pictures = [images[index] for index in batch]
+    encoded = [features[index] for index in batch] if features else vlm.encode_images(pictures)
+    inputs = vlm.inputs(pictures, [samples[index].asked for index in batch], encoded)
+    _wait(vlm)
+    began = time.perf_counter()
+    with pruning(vlm, run, samples, batch, inputs.grids) as patch:
+        if patch is not None and patch.looks_into_tower:  # no more timed than the other runs' encoding
+            inputs = vlm.inputs(pictures, [samples[index].asked for index in batch], vlm.encode_images(pictures))
+            _wait(vlm)
+            began = time.perf_counter()
+        texts = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    _wait(vlm)
+    share = (time.perf_counter() - began) / len(batch)
+    seen = [visual_per_layer(vlm, inputs, patch, row) for row in range(len(batch))]
+    for row, index in enumerate(batch):
+        yield Answered(
+            run.key, index, texts[row], seen[row], _text_tokens(vlm, inputs, row), share,
+            None if patch is None else patch.positions,
+            _probe(vlm, samples, run, index, pictures[row], encoded[row]) if row < probes else None,
+        )  # fmt: skip
 
 
 def pruning(

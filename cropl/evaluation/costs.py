@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from cropl.errors import UsageError
-from cropl.evaluation.answer import Answers
+from cropl.evaluation.answers import Answers
 from cropl.evaluation.arm_run import Run
 from cropl.grid import GRID, Region, TokenGrid
 from cropl.metrics import cost
@@ -119,12 +119,12 @@ def measure_costs(
     for run in runs:
         lengths = [
             [text + visual for visual in layers]
-            for text, layers in zip(answers.text_tokens, answers.visual[run.key], strict=True)
+            for text, layers in zip(answers.text_tokens[run.key], answers.visual[run.key], strict=True)
         ]
         method = run.method([""])
         flops = _mean([cost.decoder_flops(text_config, layers) for layers in lengths])
         if isinstance(method, InnerLLM):
-            counted = zip(grids, answers.visual[run.key], answers.text_tokens, strict=True)
+            counted = zip(grids, answers.visual[run.key], answers.text_tokens[run.key], strict=True)
             flops += _mean([method.flops(text_config, grid.num_tokens, seen, text) for grid, seen, text in counted])
         compressing = (
             _mean([method.flops(grid, vlm.model.config) for grid in grids]) if isinstance(method, PreLLM) else 0.0

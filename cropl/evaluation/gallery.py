@@ -21,10 +21,21 @@ GROUPS = (
 )
 
 
+def is_right(answer: Mapping[str, Any]) -> bool:
+    """Whether an arm's answer counts as right: most of the benchmark's own credit, or the exact match without one."""
+    credit = answer.get("credit")
+    return bool(answer["correct"]) if credit is None else credit >= 0.5
+
+
+def is_judged(answer: Mapping[str, Any]) -> bool:
+    """Whether anybody here knows if an arm's answer is right; else only the benchmark's server does."""
+    return answer.get("credit") is not None or answer.get("correct") is not None
+
+
 def group_of(prediction: Prediction, arm: str, dense: str) -> str:
     """Which of `GROUPS` a question falls into, for the pruned run `arm` against the dense run `dense`."""
-    pruned_right = bool(prediction["arms"][arm]["correct"])
-    dense_right = bool(prediction["arms"][dense]["correct"])
+    pruned_right = is_right(prediction["arms"][arm])
+    dense_right = is_right(prediction["arms"][dense])
     if pruned_right:
         return "agree" if dense_right else "rescued"
     return "lost" if dense_right else "both wrong"
@@ -37,7 +48,7 @@ def choose(predictions: Sequence[Prediction], arm: str, dense: str, per_group: i
     """
     chosen: dict[str, list[Prediction]] = {}
     for group, _ in GROUPS:
-        members = [p for p in predictions if arm in p["arms"] and group_of(p, arm, dense) == group]
+        members = [p for p in predictions if _can_show(p, arm, dense) and group_of(p, arm, dense) == group]
         taken: list[Prediction] = []
         while members and len(taken) < per_group:
             kinds = [p["kind"] for p in taken]
@@ -50,6 +61,12 @@ def choose(predictions: Sequence[Prediction], arm: str, dense: str, per_group: i
             members.remove(best)
         chosen[group] = taken
     return chosen
+
+
+def _can_show(prediction: Prediction, arm: str, dense: str) -> bool:
+    """Whether it has a picture, and answers under both arms that were judged."""
+    answers = [prediction["arms"].get(key) for key in (arm, dense)]
+    return prediction.get("grid") is not None and all(one is not None and is_judged(one) for one in answers)
 
 
 def cards(
@@ -84,9 +101,9 @@ def _card(prediction: Prediction, arm: str, dense: str, image: Image.Image) -> d
         "question": prediction["question"],
         "answers": ", ".join(prediction["answers"]),
         "dense": prediction["arms"][dense]["prediction"],
-        "dense_right": bool(prediction["arms"][dense]["correct"]),
+        "dense_right": is_right(prediction["arms"][dense]),
         "pruned": mine["prediction"],
-        "pruned_right": bool(mine["correct"]),
+        "pruned_right": is_right(mine),
         "tokens": mine["tokens_kept"],
         "total": grid.num_tokens,
         "recall": region.recall_against(truth) if region and truth else None,

@@ -1,4 +1,4 @@
-"""Asks every region source once per question, before anything is answered; scores the localizer against the truth.
+"""The regions that a study needs, once for every question, before anything is answered; the localizer's are scored.
 
 The truth is where the evidence boxes are: questions without boxes have none, and count in no score of regions.
 """
@@ -6,15 +6,16 @@ The truth is where the evidence boxes are: questions without boxes have none, an
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cropl.errors import UsageError
 from cropl.evaluation.arms import Arm
-from cropl.evaluation.pictures import by_image, displayed
-from cropl.evaluation.plan import collect_regions, needed_sources
+from cropl.evaluation.journal import Finds
+from cropl.evaluation.locating import Located, locate, models_asked
+from cropl.evaluation.part import Part
+from cropl.evaluation.plan import needed_sources
 from cropl.evaluation.progress import Stages
 from cropl.evaluation.study import Study
 from cropl.grid import GRID, Region
@@ -23,8 +24,6 @@ from cropl.models import region_sources as sources
 from cropl.models.vlm import VLM
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from cropl.data.sample import Sample
     from cropl.models.localizer import Localizer
 
@@ -34,7 +33,7 @@ RECALL = ("mean_recall", "recall_gt_0.5", "recall_gt_0.7", "recall_gt_0.9", "n")
 
 
 @dataclass
-class Localized:
+class Regions:
     """Regions of every (source, seed), in the order of the samples, and how good the predicted ones are.
 
     Attributes:
@@ -57,9 +56,21 @@ class Localized:
 
 
 def localize(
-    study: Study, samples: Sequence[Sample], localizer: Localizer | None, grounding: VLM | None, stages: Stages
-) -> Localized:
+    study: Study,
+    samples: Sequence[Sample],
+    localizer: Localizer | None,
+    grounding: VLM | None,
+    stages: Stages,
+    finds: Finds,
+    part: Part = Part(),  # noqa: B008
+) -> Regions:
     """All regions that the study's arms need; the localizer runs wherever there is one, as its recall is a result.
+
+    Args:
+        study, samples, stages: as for `run_study`.
+        localizer, grounding: what they are, where there are any.
+        finds: what was located before, and where more of it goes.
+        part: which share of the questions this process asks them; the other parts' finds are waited for.
 
     Raises:
         UsageError: a source without what it needs.
@@ -68,31 +79,53 @@ def localize(
     needed = needed_sources(study.arms)
     if localizer is not None and ("predicted", None) not in needed:
         needed.append(("predicted", None))
-    predicted = None if localizer is None else Flagged(localizer, study.batch_size)
-    built = _build(study, needed, predicted, grounding)
-    found = Localized({pair: [Region.full()] * len(samples) for pair in built}, without_boxes=without)
-    if not built:
-        return found
-    stages.stage("localizing", len(samples))
-    for indices, images in _batches(samples, study.batch_size):
-        for pair, regions in collect_regions(built, [samples[i] for i in indices], images).items():
-            for i, region in zip(indices, regions, strict=True):
-                found.regions[pair][i] = region
-        stages.advance("", len(indices))
-    if predicted is not None:
-        found.seconds = predicted.seconds
-        found.predicted = found.regions["predicted", None]
-        malformed = [sample.key in predicted.malformed for sample in samples]
-        scores = recall(found.predicted, samples, malformed)
-        found.recall = None if scores is None else {name: scores[name] for name in RECALL}
-        kinds = sorted({sample.kind for sample in samples if sample.boxes})
-        found.details = {
-            "region_share": sum(region.area for region in found.predicted) / (GRID * GRID * len(samples)),
-            **{name: None if scores is None else scores[name] for name in ("mean_precision", "mean_iou")},
-            "fallbacks": sum(malformed),
-            "by_kind": {kind: recall(found.predicted, samples, malformed, kind) for kind in kinds},
-        }
+    asked = models_asked(study, localizer, grounding)
+    _check(study, needed, asked)
+    located = locate(asked, samples, study.batch_size, finds, part, stages)
+    base: dict[str, sources.RegionSource] = {"gt": sources.GroundTruth()}
+    base |= {name: sources.Known({key: one.region for key, one in known.items()}) for name, known in located.items()}
+    if study.regions is not None:
+        base["file"] = sources.FromFile(study.regions)
+    found = Regions(without_boxes=without)
+    questions = [sample.question for sample in samples]
+    sized = next((base[name] for name in SIZED if name in base), None)
+    for name, seed in needed:
+        source = base.get(name)
+        if source is None:
+            assert sized is not None
+            source = sources.Center(sized) if name == "center" else sources.Random(sized, seed or 0)
+        found.regions[name, seed] = source([], questions, samples)
+    if "predicted" in located:
+        _score(found, samples, located["predicted"])
     return found
+
+
+SIZED = ("predicted", "file", "zero_shot")
+"""Where centre and random regions take their sizes from: the first of these that there is."""
+
+
+def _check(study: Study, needed: Sequence[tuple[str, int | None]], asked: Mapping[str, Any]) -> None:
+    """UsageError unless every source has what it needs."""
+    there = {"gt", *asked, *(["file"] if study.regions is not None else [])}
+    for name, _ in needed:
+        if name not in there and not (name in ("center", "random") and there & set(SIZED)):
+            raise UsageError(f"region source {name!r} needs a localizer, a regions file or a grounding model")
+
+
+def _score(found: Regions, samples: Sequence[Sample], predicted: Mapping[str, Located]) -> None:
+    mine = [predicted[sample.key] for sample in samples]
+    found.seconds = sum(one.seconds for one in mine)
+    found.predicted = [one.region for one in mine]
+    malformed = [one.malformed for one in mine]
+    scores = recall(found.predicted, samples, malformed)
+    found.recall = None if scores is None else {name: scores[name] for name in RECALL}
+    kinds = sorted({sample.kind for sample in samples if sample.boxes})
+    found.details = {
+        "region_share": sum(region.area for region in found.predicted) / (GRID * GRID * len(samples)),
+        **{name: None if scores is None else scores[name] for name in ("mean_precision", "mean_iou")},
+        "fallbacks": sum(malformed),
+        "by_kind": {kind: recall(found.predicted, samples, malformed, kind) for kind in kinds},
+    }
 
 
 def needs_boxes(arm: Arm) -> bool:
@@ -117,56 +150,6 @@ def _count_without_boxes(arms: Sequence[Arm], samples: Sequence[Sample]) -> int:
     return without
 
 
-class Flagged(sources.Predicted):
-    """A localizer's predictions; `malformed` holds the keys of the samples whose answer was no region, `seconds` the
-    time that it took.
-
-    The localizer only counts those answers, and gives the full region for them. Where a batch also has full regions
-    that were answered, those in question are asked again, one by one.
-    """
-
-    def __init__(self, localizer: Localizer, batch_size: int) -> None:
-        super().__init__(localizer, batch_size)
-        self.malformed: set[str] = set()
-        self.seconds = 0.0
-
-    def __call__(
-        self, images: sources.Images, questions: Sequence[str], samples: Sequence[Sample] | None = None
-    ) -> list[Region]:
-        assert samples is not None
-        began = time.perf_counter()
-        before = self.localizer.fallbacks
-        regions = super().__call__(images, questions, samples)
-        missed = self.localizer.fallbacks - before
-        full = [i for i, region in enumerate(regions) if region == Region.full()] if missed else []
-        if missed < len(full):
-            full = [i for i in full if self._misses(images[i], questions[i])]
-        self.malformed |= {samples[i].key for i in full}
-        self.seconds += time.perf_counter() - began
-        return regions
-
-    def _misses(self, image: Image.Image, question: str) -> bool:
-        before = self.localizer.fallbacks
-        self.localizer.locate([image], [question])
-        missed, self.localizer.fallbacks = self.localizer.fallbacks > before, before
-        return missed
-
-
-def _batches(samples: Sequence[Sample], batch_size: int) -> Iterator[tuple[list[int], list[Image.Image]]]:
-    """Questions and their images, `batch_size` at a time or a few more: an image is opened once for its questions."""
-    indices: list[int] = []
-    images: list[Image.Image] = []
-    for group in by_image(samples):
-        image = displayed(samples[group[0]])
-        indices += group
-        images += [image] * len(group)
-        if len(indices) >= batch_size:
-            yield indices, images
-            indices, images = [], []
-    if indices:
-        yield indices, images
-
-
 def recall(
     predicted: Sequence[Region], samples: Sequence[Sample], malformed: Sequence[bool], kind: str | None = None
 ) -> dict[str, float] | None:
@@ -181,29 +164,3 @@ def recall(
     metric = AreaRecall()
     metric.update(predicted, [sample.region for sample in samples], counted, malformed)
     return {key: int(value) if key == "n" else float(value) for key, value in metric.compute().items()}
-
-
-def _build(
-    study: Study,
-    needed: Sequence[tuple[str, int | None]],
-    predicted: sources.RegionSource | None,
-    grounding: VLM | None,
-) -> Mapping[tuple[str, int | None], sources.RegionSource]:
-    """One source per (name, seed). Centre and random regions have the size of the best source that there is."""
-    base: dict[str, sources.RegionSource] = {"gt": sources.GroundTruth()}
-    if predicted is not None:
-        base["predicted"] = sources.Remembered(predicted)
-    if study.regions is not None:
-        base["file"] = sources.FromFile(study.regions)
-    if grounding is not None:
-        base["zero_shot"] = sources.Remembered(sources.ZeroShotGrounding(grounding, study.batch_size))
-    sized = next((base[name] for name in ("predicted", "file", "zero_shot") if name in base), None)
-    built: dict[tuple[str, int | None], sources.RegionSource] = {}
-    for name, seed in needed:
-        if name in base:
-            built[name, seed] = base[name]
-        elif sized is None or name not in ("center", "random"):
-            raise UsageError(f"region source {name!r} needs a localizer, a regions file or a grounding model")
-        else:
-            built[name, seed] = sources.Center(sized) if name == "center" else sources.Random(sized, seed or 0)
-    return built

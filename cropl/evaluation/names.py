@@ -38,6 +38,16 @@ METHODS = {
     "visionzip": "VisionZip",
 }
 
+BENCHMARKS = {
+    "gqa": "GQA",
+    "mme": "MME",
+    "pope": "POPE",
+    "scienceqa": "SQA",
+    "textvqa": "TextVQA",
+    "vqav2": "VQAv2",
+    "vqav2_val": "VQAv2 val",
+}
+
 FIXED = ("dense", "plc", "prune")
 """Methods that leave no choice of K and positions."""
 
@@ -60,6 +70,11 @@ def called(row: Row) -> str:
     """Its method, with its model where that is not the study's: "ILP", "PLC (no_anchor)"."""
     method = METHODS.get(row["method"], str(row["method"]))
     return f"{method} ({row['model_name']})" if row.get("model_name") else method
+
+
+def benchmark_name(benchmark: str) -> str:
+    """What a column of a table calls a benchmark: "SQA" for scienceqa; a name that is not the paper's as it is."""
+    return BENCHMARKS.get(benchmark, benchmark)
 
 
 def variant(row: Row, rows: Sequence[Row]) -> str:

@@ -19,8 +19,13 @@ GREY = (127, 127, 127)
 
 
 def image_key(sample: Sample) -> str:
-    """Equal for samples that share an image: its path, a digest of its bytes, or which object in memory it is."""
+    """Equal for samples that share an image: its path, a digest of its bytes, or which object in memory it is.
+
+    A sample without an image shares none.
+    """
     image = sample.image
+    if image is None:
+        return f"none-{sample.key}"
     if isinstance(image, Image.Image):
         return f"memory-{id(image)}"
     if isinstance(image, bytes):

@@ -9,25 +9,18 @@ Shapes: V visual tokens of one image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from cropl.budget import InfeasibleBudget, calibrate
 from cropl.errors import UsageError
 from cropl.evaluation.arm_run import Run, default_of
 from cropl.evaluation.arms import ALL, Arm
 from cropl.grid import Region
-from cropl.models.region_sources import RegionSource
 from cropl.models.vlm import VLM
 from cropl.pruning.base import InnerLLM, PreLLM
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.compression import Compression
 from cropl.pruning.request import region_mask
 from cropl.tiling import Tokens
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from cropl.data.sample import Sample
 
 
 def check_arms(arms: Sequence[Arm], models: Mapping[str | None, VLM], grids: Sequence[Tokens]) -> None:
@@ -170,13 +163,3 @@ def needed_sources(arms: Sequence[Arm]) -> list[tuple[str, int | None]]:
         if arm.region_source != "none":
             pairs += [(arm.region_source, seed if arm.region_source == "random" else None) for seed in arm.runs()]
     return list(dict.fromkeys(pairs))
-
-
-def collect_regions(
-    sources: Mapping[tuple[str, int | None], RegionSource],
-    samples: Sequence[Sample],
-    images: Sequence[Image.Image],
-) -> dict[tuple[str, int | None], list[Region]]:
-    """The regions of `samples` (whose displayed images are given) from every source."""
-    questions = [sample.question for sample in samples]
-    return {pair: source(images, questions, samples) for pair, source in sources.items()}

@@ -24,10 +24,12 @@ class Stages:
     Args:
         console: where to; standard error by default, so that results can be piped.
         every: seconds between plain lines when the console is no terminal.
+        quiet: show nothing.
     """
 
-    def __init__(self, console: Console | None = None, every: float = 15.0) -> None:
-        self.console = console or Console(file=sys.stderr)
+    def __init__(self, console: Console | None = None, every: float = 15.0, quiet: bool = False) -> None:
+        self.console = console or Console(file=sys.stderr, quiet=quiet)
+        self._heading = ""
         self.every = every
         self._bar: Progress | None = None
         if self.console.is_terminal:
@@ -50,8 +52,13 @@ class Stages:
         if self._bar is not None:
             self._bar.stop()
 
+    def heading(self, name: str) -> None:
+        """What the following stages are of; "" is nothing in particular."""
+        self._heading = f"{name}: " if name else ""
+
     def stage(self, name: str, total: int | None = None) -> None:
         """Begin a stage of `total` items, or of a number that nobody knows."""
+        name = self._heading + name
         self._name, self._total, self._done = name, total, 0
         self._began = self._said = time.perf_counter()
         if self._bar is not None:

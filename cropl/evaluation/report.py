@@ -7,17 +7,17 @@ text that comes from data or from a model is escaped.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from cropl.evaluation import gallery, tables
 from cropl.evaluation.files import write_atomically
 from cropl.evaluation.names import name
 from cropl.evaluation.plot import TOKENS, Axis, Series, accuracy_plot
+from cropl.evaluation.shapes import usual
 
 Row = Mapping[str, Any]
 
@@ -56,11 +56,9 @@ def render(
     groups = []
     if load_image is not None and dense is not None and shown is not None:
         groups = gallery.cards(predictions, shown["arm"], dense["arm"], load_image, per_group)
-    template = Environment(autoescape=True).from_string(
-        files("cropl.evaluation").joinpath("templates/report.html").read_text(encoding="utf-8")
-    )
     first = rows[0]
-    return template.render(
+    return page(
+        "report.html",
         title=f"{short_name(first['model'])} on {first['benchmark']}",
         subtitle=f"{first['n']} questions, recipe {first['recipe']}, seed {first['seed']}, {first['hardware']}, "
         f"{first['dtype']}, {first['attention']} attention",
@@ -68,11 +66,12 @@ def render(
         figures=_figures(results, dense, shown),
         plot=plot(rows),
         controls_note=_controls_note(rows),
+        unit="Scores in the benchmark's own unit" if tables.scored(rows) else "Accuracies in %",
         results=tables.results_html(rows),
         comparisons=tables.comparisons_html(results.get("comparisons", [])),
         kinds=tables.kinds_html(rows),
         groups=groups,
-        gallery_note=f"{name(shown, rows)} at {shown['budget']} tokens on average, in the order of the data; "
+        gallery_note=f"{name(shown, rows)} at {asked_tokens(shown)}, in the order of the data; "
         "nothing is picked by hand. Faded parts of an image are tokens that the later decoder layers never see."
         if shown
         else "",
@@ -80,16 +79,33 @@ def render(
     )
 
 
+def page(template: str, **values: Any) -> str:
+    """One of the package's pages, filled; whatever is no markup of ours is escaped."""
+    environment = Environment(loader=PackageLoader("cropl.evaluation"), autoescape=True)
+    return environment.get_template(template).render(**values)
+
+
 def gallery_row(rows: Sequence[Row]) -> Row | None:
-    """The row whose pictures are shown: ILP with predicted (else with any) regions, at its smallest budget."""
+    """The row whose pictures are shown: ILP at its usual K and smallest budget, with predicted regions if there are."""
 
     def is_ilp(row: Row) -> bool:
         prunes = row["layer"] is not None and row["layer"] < row["num_layers"]
-        return bool(row["method"] == "ilp" and prunes and isinstance(row["budget"], int) and not row.get("infeasible"))
+        return bool(row["method"] == "ilp" and prunes and row["budget"] is not None and not row.get("infeasible"))
 
     candidates = [row for row in rows if is_ilp(row)]
+    candidates = [row for row in candidates if row["layer"] == usual(candidates)]
     predicted = [row for row in candidates if row["region_source"] == "predicted"]
-    return min(predicted or candidates, key=lambda row: row["budget"], default=None)
+    return min(predicted or candidates, key=lambda row: row["tokens_kept_mean"], default=None)
+
+
+def asked_tokens(row: Row) -> str:
+    """Its budget in words: "64 tokens on average", "22.2 % of an image's tokens on average"."""
+    budget = row["budget"]
+    return (
+        f"{100 * budget:.3g} % of an image's tokens on average"
+        if isinstance(budget, float)
+        else f"{budget} tokens on average"
+    )
 
 
 def _total_milliseconds(row: Row) -> float | None:
@@ -138,8 +154,8 @@ def plot(rows: Sequence[Row], against: str = "tokens", frontier: bool = False) -
         unplaced = row["budget"] is None and row["method"] not in ("dense", "plc")
         if row.get("control") or row.get("infeasible") or unplaced:
             continue  # regions as they are have no budget, and so no line to lie on
-        if (at := cost(row)) is None:
-            continue
+        if (at := cost(row)) is None or row["accuracy"] is None:
+            continue  # what it costs is not known, or its answers are scored by a server
         point = (at, row["accuracy"], *row["accuracy_ci95"])
         if row["method"] == "dense":
             dense = point
@@ -156,12 +172,12 @@ def short_name(model: str) -> str:
 
 def _figures(results: Mapping[str, Any], dense: Row | None, shown: Row | None) -> list[dict[str, str]]:
     figures = []
-    if dense is not None:
+    if dense is not None and dense["accuracy"] is not None:
         label = f"dense accuracy, {dense['tokens_kept_mean']:.0f} tokens"
-        figures.append({"value": f"{100 * dense['accuracy']:.1f} %", "label": label})
-    if shown is not None:
+        figures.append({"value": f"{tables.percent(dense['accuracy'])} %", "label": label})
+    if shown is not None and shown["accuracy"] is not None:
         label = f"{name(shown, results['rows'])}, {shown['tokens_kept_mean']:.0f} tokens"
-        figures.append({"value": f"{100 * shown['accuracy']:.1f} %", "label": label})
+        figures.append({"value": f"{tables.percent(shown['accuracy'])} %", "label": label})
         if shown["rel_acc"] is not None:
             figures.append({"value": f"{shown['rel_acc']:.1f} %", "label": "RelAcc of that"})
     if dense is not None and shown is not None:

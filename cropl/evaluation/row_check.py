@@ -39,11 +39,13 @@ INTEGER: Check = ("an integer", _is_integer)
 TEXT: Check = ("text", lambda value: isinstance(value, str))
 INTERVAL: Check = ("a list of two numbers", _is_interval)
 
-IDENTITY: Mapping[str, Check] = {
+ARM: Mapping[str, Check] = {
     "arm": TEXT, "method": TEXT, "region_source": TEXT, "layer": _or_null(INTEGER), "num_layers": INTEGER,
-    "budget": _or_null(NUMBER), "budget_meaning": TEXT, "model": TEXT, "benchmark": TEXT, "n": POSITIVE,
-    "seed": INTEGER,
+    "budget": _or_null(NUMBER), "budget_meaning": TEXT, "model": TEXT,
 }  # fmt: skip
+"""What tells an arm from others: every row of a suite has it."""
+
+IDENTITY: Mapping[str, Check] = {**ARM, "benchmark": TEXT, "n": POSITIVE, "seed": INTEGER}
 """What every row has."""
 
 MEASURED: Mapping[str, Check] = {
@@ -52,6 +54,9 @@ MEASURED: Mapping[str, Check] = {
     "accuracy_by_kind": ("a mapping of kinds to their accuracy", _is_by_kind),
 }  # fmt: skip
 """What a row has as well unless its budget is infeasible."""
+
+JUDGED = ("accuracy", "accuracy_ci95", "accuracy_by_kind")
+"""What is null where the answers are scored elsewhere, `score_source` "server"."""
 
 COMPARISON: Mapping[str, Check] = {
     "a": TEXT, "b": TEXT, "budget": _or_null(NUMBER), "difference": NUMBER, "ci95": INTERVAL
@@ -68,6 +73,10 @@ OPTIONAL: Mapping[str, Check] = {
     "images": POSITIVE,
     "encode_seconds": NUMBER,
     "localizer_seconds": NUMBER,
+    "score": NUMBER,
+    "score_ci95": INTERVAL,
+    "score_source": TEXT,
+    "scorer": TEXT,
 }
 
 
@@ -80,20 +89,33 @@ def check_results(results: Any, where: str) -> None:
         raise UsageError(f"{where}: holds no rows; give the results.json of `cropl evaluate`")
     rows, comparisons = results["rows"], results.get("comparisons") or []
     for number, row in enumerate(rows, start=1):
-        _check(row, IDENTITY, f"{where}: row {number}")
-        for name, check in OPTIONAL.items():
-            _check({name: None, **row}, {name: _or_null(check)}, f"{where}: row {number}")
+        check_row(row, IDENTITY, f"{where}: row {number}")
+        check_optional(row, OPTIONAL, f"{where}: row {number}")
         if not row.get("infeasible"):
-            _check(row, MEASURED, f"{where}: row {number} ({row['arm']})")
-    if not any(r["method"] == "dense" and not r.get("control") and not r.get("infeasible") for r in rows):
-        raise UsageError(f"{where}: no row is the dense run's, which all others are compared with")
+            elsewhere = row.get("score_source") == "server"
+            measured = {key: _or_null(one) if elsewhere and key in JUDGED else one for key, one in MEASURED.items()}
+            check_row(row, measured, f"{where}: row {number} ({row['arm']})")
+    check_dense(rows, where)
     if not isinstance(comparisons, list):
         raise UsageError(f"{where}: comparisons must be a list; give the results.json of `cropl evaluate`")
     for number, one in enumerate(comparisons, start=1):
-        _check(one, COMPARISON, f"{where}: comparison {number}")
+        check_row(one, COMPARISON, f"{where}: comparison {number}")
 
 
-def _check(row: Any, checks: Mapping[str, Check], where: str) -> None:
+def check_dense(rows: list[Any], where: str) -> None:
+    """UsageError unless one of the rows is the dense run's."""
+    if not any(r["method"] == "dense" and not r.get("control") and not r.get("infeasible") for r in rows):
+        raise UsageError(f"{where}: no row is the dense run's, which all others are compared with")
+
+
+def check_optional(row: Any, checks: Mapping[str, Check], where: str) -> None:
+    """As `check_row`; what is null or missing passes."""
+    for name, check in checks.items():
+        check_row({name: None, **row}, {name: _or_null(check)}, where)
+
+
+def check_row(row: Any, checks: Mapping[str, Check], where: str) -> None:
+    """UsageError unless a row is a mapping with all of these values."""
     if not isinstance(row, dict):
         raise UsageError(f"{where} is no mapping of names to values, but {str(row)[:40]!r}; run `cropl evaluate` again")
     if missing := [name for name in checks if name not in row]:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cropl.evaluation.answer import Answers
+from cropl.benchmarks.base import Counts
+from cropl.evaluation.answers import Answers
 from cropl.evaluation.arm_run import Run, default_of
 from cropl.evaluation.arms import Arm
 from cropl.evaluation.costs import Costs
 from cropl.evaluation.names import name
+from cropl.evaluation.official import UNSCORED, Official
 from cropl.evaluation.study import Study
 from cropl.metrics.answer import exact_match
 from cropl.metrics.bootstrap import bootstrap_ci, paired_bootstrap_ci
@@ -27,20 +29,29 @@ if TYPE_CHECKING:
     from cropl.data.sample import Sample
 
 Scores = dict[str, np.ndarray]
-"""For every arm key, one score per question (float, N)."""
+"""For every key of an arm or a run, one score per question (float, N)."""
+
+Texts = Mapping[str, Sequence[str]]
+"""For every run key, one answer per question."""
 
 RIVALS = (("ilp", "gt"), ("ilp", "center"), ("ilp", "random"), ("random", "none"), ("prune", "predicted"))
 """What ILP with predicted regions is compared with at each budget: (method, region source)."""
 
 
-def score_arms(samples: Sequence[Sample], runs: Sequence[Run], answers: Answers) -> Scores:
-    """Scores per arm; infeasible arms have none."""
+def score_exactly(samples: Sequence[Sample], texts: Texts) -> Scores:
+    """Whether every answer is right, 0 or 1, by the key of its run."""
+    return {
+        key: np.array([float(exact_match(text, sample.answers)) for text, sample in zip(said, samples, strict=True)])
+        for key, said in texts.items()
+    }
+
+
+def score_arms(runs: Sequence[Run], credits: Scores) -> Scores:
+    """Means over the seeds of each arm; infeasible arms, and those that nobody here can score, have none."""
     collected: dict[str, list[np.ndarray]] = {}
     for run in runs:
-        if run.infeasible is None:
-            texts = answers.texts[run.key]
-            correct = [float(exact_match(text, s.answers)) for text, s in zip(texts, samples, strict=True)]
-            collected.setdefault(run.arm.key, []).append(np.asarray(correct))
+        if run.key in credits:
+            collected.setdefault(run.arm.key, []).append(credits[run.key])
     return {key: np.mean(parts, axis=0) for key, parts in collected.items()}
 
 
@@ -50,13 +61,21 @@ def build_rows(
     runs: Sequence[Run],
     answers: Answers,
     scores: Scores,
+    official: Official | None,
+    counts: Mapping[str, Counts],
     costs: Mapping[str, Costs],
     shared: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """One row per arm, in the order of the study.
 
     Args:
-        scores: of `score_arms`.
+        study: what was asked for.
+        samples: the questions, those without an image too.
+        runs: of all arms.
+        answers: to the questions that have an image.
+        scores: of `score_arms`; none where only a server knows the answers.
+        official: the benchmark's own rules; None for exact match.
+        counts: what the answers of every run come to by those rules, by its key.
         costs: for every run key.
         shared: circumstances, recipe, and what else all rows carry.
     """
@@ -65,17 +84,24 @@ def build_rows(
     for arm in study.arms:
         mine = [run for run in runs if run.arm == arm]
         row: dict[str, Any] = _identity(study, arm, mine[0], len(samples))
+        row |= {**dict.fromkeys(_MEASURED), **UNSCORED}
         if mine[0].infeasible is not None:
-            row |= dict.fromkeys(_MEASURED) | {"infeasible": mine[0].infeasible}
+            row |= {"infeasible": mine[0].infeasible, "score_source": None}
         else:
-            row |= _accuracy(scores[arm.key], scores["dense"], kinds, study)
             row |= _measured(mine, answers, costs)
+            if scores:
+                row |= _accuracy(scores[arm.key], scores["dense"], kinds, study)
+                if official is None:
+                    row |= _in_percent(row, float(scores["dense"].mean()))
+                else:
+                    seeds = [counts[run.key] for run in mine]
+                    row |= official.scores(seeds, counts["dense"], study.seed, study.bootstrap)
         rows.append(row | dict(shared))
     return rows
 
 
 _MEASURED = (
-    "accuracy", "accuracy_ci95", "accuracy_by_kind", "rel_acc", "vs_dense", "tokens_kept_mean", "tokens_kept_min",
+    "accuracy", "accuracy_ci95", "accuracy_by_kind", "vs_dense", "tokens_kept_mean", "tokens_kept_min",
     "tokens_kept_max", "visual_tokens_mean", "layer_average_tokens", "budget_factor", "budget_residual",
     "prefill_flops", "prefill_flops_with_vision", "prefill_flops_with_localizer", "kv_bytes", "seconds",
 )  # fmt: skip
@@ -95,6 +121,8 @@ def _identity(study: Study, arm: Arm, run: Run, n: int) -> dict[str, Any]:
         "model": arm.model or study.model,
         "model_name": arm.model_name,
         "benchmark": study.benchmark,
+        "scorer": study.scorer,
+        "limit": study.limit,
         "n": n,
         "seed": study.seed,
         "seeds": list(arm.seeds) or None,
@@ -111,18 +139,39 @@ def _accuracy(score: np.ndarray, dense: np.ndarray, kinds: Sequence[str], study:
     for kind in sorted(set(kinds)):
         part = score[[i for i, other in enumerate(kinds) if other == kind]]
         by_kind[kind] = {"accuracy": float(part.mean()), "ci95": list(bootstrap_ci(part, n, seed)), "n": len(part)}
-    accuracy, reference = float(score.mean()), float(dense.mean())
-    relative = relative_accuracy({study.benchmark: accuracy}, {study.benchmark: reference}) if reference else None
     return {
-        "accuracy": accuracy,
+        "accuracy": float(score.mean()),
         "accuracy_ci95": list(bootstrap_ci(score, n, seed)),
         "accuracy_by_kind": by_kind,
-        "rel_acc": relative,
         "vs_dense": {
             "difference": float((score - dense).mean()),
             "ci95": list(paired_bootstrap_ci(score, dense, n, seed)),
         },
     }
+
+
+def _in_percent(row: Mapping[str, Any], dense: float) -> dict[str, Any]:
+    """The official fields where exact match is the score: the accuracies, in percent."""
+    ends = row["vs_dense"]["ci95"]
+    score, ci95, difference = (_percent(row[name]) for name in ("accuracy", "accuracy_ci95", "vs_dense"))
+    return {
+        "primary": "accuracy",
+        "score": score,
+        "score_ci95": ci95,
+        "scores": {"accuracy": score},
+        "scores_ci95": {"accuracy": ci95},
+        "score_vs_dense": difference,
+        "rel_acc": relative_accuracy({"": row["accuracy"]}, {"": dense}) if dense else None,
+        # of a normal distribution with the paired interval, and of the dense accuracy as it was measured
+        "rel_acc_sd": 100 * (ends[1] - ends[0]) / (2 * 1.96) / dense if dense else None,
+        "score_source": "exact match",
+    }
+
+
+def _percent(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _percent(one) for name, one in value.items()}
+    return [_percent(one) for one in value] if isinstance(value, list) else 100 * value
 
 
 def _measured(runs: Sequence[Run], answers: Answers, costs: Mapping[str, Costs]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cropl.evaluation.names import called, is_full, name, variant
-from cropl.evaluation.tables import RELACC, budget, interval, percent, relative
+from cropl.evaluation.tables import budget, interval, percent, relacc_note, relative, score, scored
 
 Row = Mapping[str, Any]
 
@@ -78,11 +78,12 @@ def page(results: Mapping[str, Any], title: str, plots: Sequence[str] = ()) -> s
     parts += [f"![accuracy against {plot}]({title}_{plot.replace(' ', '_')}.svg)\n" for plot in plots]
     parts += [shape.markdown() for shape in shapes(results["rows"])]
     if results.get("comparisons"):
-        parts.append(_comparisons(results["comparisons"]).markdown())
+        parts.append(comparisons(results["comparisons"]).markdown())
     return "\n".join(parts)
 
 
-def _comparisons(found: Sequence[Mapping[str, Any]]) -> Shape:
+def comparisons(found: Sequence[Mapping[str, Any]], title: str = "Paired comparisons") -> Shape:
+    """Paired differences on the same questions."""
     lines = [
         [
             f"{one['a']} - {one['b']}",
@@ -93,19 +94,19 @@ def _comparisons(found: Sequence[Mapping[str, Any]]) -> Shape:
         for one in found
     ]
     heads = ["difference, points of accuracy", "budget", "mean", "95 %"]
-    return Shape("Paired comparisons", heads, [("on the same questions", lines)])
+    return Shape(title, heads, [("on the same questions", lines)])
 
 
 def by_method(rows: Sequence[Row]) -> Shape:
     """Tables 2, 3 and 7: every method at every budget, with predicted regions where it takes any."""
     shape = _with_dense(rows, "Methods by budget (the shape of the paper's Tables 2, 3 and 7)")
-    chosen = [row for row in _pruned(rows) if row["region_source"] in ("predicted", "none")]
+    chosen = [row for row in pruned(rows) if row["region_source"] in ("predicted", "none")]
     chosen = [
-        row for row in chosen if row["method"] != "ilp" or row["layer"] == _usual(chosen)
+        row for row in chosen if row["method"] != "ilp" or row["layer"] == usual(chosen)
     ]  # the others: `by_layer`
-    for key in _budgets(chosen):
-        group = [row for row in chosen if _budget_key(row) == key]
-        shape.groups.append((_asked(group[0]), [_cells(row, rows) for row in group]))
+    for key in budgets(chosen):
+        group = [row for row in chosen if budget_key(row) == key]
+        shape.groups.append((asked(group[0]), [_cells(row, rows) for row in group]))
     unbudgeted = [row for row in chosen if row["budget"] is None]
     if unbudgeted:
         shape.groups.append(("no budget", [_cells(row, rows) for row in unbudgeted]))
@@ -116,8 +117,8 @@ def by_layer(rows: Sequence[Row]) -> Shape:
     """Table 8: ILP with predicted regions before every K, down to `prune`."""
     shape = _with_dense(rows, "The pruning layer K (the shape of the paper's Table 8)")
     ilp = [row for row in rows if row["method"] in ("ilp", "prune") and row["region_source"] == "predicted"]
-    for key in _budgets(ilp):
-        group = [row for row in ilp if _budget_key(row) == key]
+    for key in budgets(ilp):
+        group = [row for row in ilp if budget_key(row) == key]
         layers = {row["layer"] for row in group if row["method"] == "ilp"}
         if len(layers) > 1:
             group.sort(key=lambda row: (row["method"] == "prune", -(row["layer"] or 0)))
@@ -127,7 +128,7 @@ def by_layer(rows: Sequence[Row]) -> Shape:
                 else [called(row), *_cells(row, rows)[1:]]
                 for row in group
             ]
-            shape.groups.append((_asked(group[0]), lines))
+            shape.groups.append((asked(group[0]), lines))
     return shape
 
 
@@ -136,15 +137,15 @@ def by_source(rows: Sequence[Row]) -> Shape:
     shape = Shape("Region sources (the shape of the paper's Table 10)", ["budget", "dense"])
     sources = [s for s in ("gt", "predicted", "center", "random") if any(row["region_source"] == s for row in rows)]
     shape.heads += [{"gt": "GT", "predicted": "Pred", "center": "Center", "random": "Random"}[s] for s in sources]
-    dense = _dense(rows)
-    ilp = [row for row in _pruned(rows) if row["method"] == "ilp" and row["budget"] is not None]
+    dense = dense_of(rows)
+    ilp = [row for row in pruned(rows) if row["method"] == "ilp" and row["budget"] is not None]
     runs = {
         row["arm"]: (row["layer"], _joined(f"{called(row)}, K = {row['layer']}", variant(row, rows))) for row in ilp
     }
     for run in sorted(set(runs.values())):
         lines = []
-        for key in _budgets(ilp):
-            found = {row["region_source"]: row for row in ilp if _budget_key(row) == key and runs[row["arm"]] == run}
+        for key in budgets(ilp):
+            found = {row["region_source"]: row for row in ilp if budget_key(row) == key and runs[row["arm"]] == run}
             if dense is not None and len(found) > 1:
                 label = budget(next(iter(found.values())))
                 cells = [percent(found[s]["accuracy"]) if s in found else "-" for s in sources]
@@ -158,17 +159,15 @@ def by_source(rows: Sequence[Row]) -> Shape:
 def by_strategy(rows: Sequence[Row]) -> Shape:
     """Table 5: the region alone (`prune`) against ILP, with predicted regions."""
     shape = _with_dense(rows, "The region alone, or ILP (the shape of the paper's Table 5)")
-    both = [row for row in _pruned(rows) if row["method"] in ("ilp", "prune") and row["region_source"] == "predicted"]
-    usual = _usual(both)
-    for key in _budgets(both):
+    both = [row for row in pruned(rows) if row["method"] in ("ilp", "prune") and row["region_source"] == "predicted"]
+    layer = usual(both)
+    for key in budgets(both):
         group = [
-            row
-            for row in both
-            if _budget_key(row) == key and row["layer"] == (0 if row["method"] == "prune" else usual)
+            row for row in both if budget_key(row) == key and row["layer"] == (0 if row["method"] == "prune" else layer)
         ]
         if {row["method"] for row in group} == {"ilp", "prune"}:
             group.sort(key=lambda row: row["method"] == "ilp")
-            shape.groups.append((_asked(group[0]), [_cells(row, rows) for row in group]))
+            shape.groups.append((asked(group[0]), [_cells(row, rows) for row in group]))
     return shape
 
 
@@ -177,54 +176,62 @@ def _joined(*parts: str) -> str:
 
 
 def _with_dense(rows: Sequence[Row], title: str) -> Shape:
-    dense = _dense(rows)
-    kinds = [] if dense is None else sorted(dense["accuracy_by_kind"])
-    heads = ["method", *kinds, "all", "RelAcc", "kept", "per layer"]
+    dense = dense_of(rows)
+    kinds = [] if dense is None else sorted(dense["accuracy_by_kind"] or {})
+    heads = ["method", *kinds, "all", *_own(rows, "score"), "RelAcc", "kept", "per layer"]
     if dense is None:
         return Shape(title, heads)
     label = f"upper bound, {dense['tokens_kept_mean']:.0f} tokens"
-    return Shape(title, heads, [(label, [_cells(dense, rows)])], RELACC)
+    return Shape(title, heads, [(label, [_cells(dense, rows)])], relacc_note(rows))
 
 
 def _cells(row: Row, rows: Sequence[Row]) -> list[str]:
-    dense = _dense(rows)
+    dense = dense_of(rows)
     assert dense is not None
-    kinds = sorted(dense["accuracy_by_kind"])
+    kinds = sorted(dense["accuracy_by_kind"] or {})
     if row.get("infeasible"):
-        return [name(row, rows), *["-"] * len(kinds), "infeasible", "-", "-", "-"]
-    scores = {kind: score["accuracy"] for kind, score in row["accuracy_by_kind"].items()}
+        return [name(row, rows), *["-"] * len(kinds), "infeasible", *_own(rows, "-"), "-", "-", "-"]
+    scores = {kind: score["accuracy"] for kind, score in (row["accuracy_by_kind"] or {}).items()}
     tokens = [f"{row['tokens_kept_mean']:.1f}", f"{row['layer_average_tokens']:.0f}"]
     by_kind = [percent(scores.get(kind)) for kind in kinds]
-    return [name(row, rows), *by_kind, percent(row["accuracy"]), relative(row), *tokens]
+    own = _own(rows, score(row)[0])
+    return [name(row, rows), *by_kind, percent(row["accuracy"]), *own, relative(row), *tokens]
 
 
-def _dense(rows: Sequence[Row]) -> Row | None:
+def _own(rows: Sequence[Row], text: str) -> list[str]:
+    """A cell of the column of the benchmark's own score; none where the rows have no such scores."""
+    return [text] if scored(rows) else []
+
+
+def dense_of(rows: Sequence[Row]) -> Row | None:
+    """The dense run, which all others are compared with."""
     return next((row for row in rows if row["method"] == "dense" and not row.get("control")), None)
 
 
-def _pruned(rows: Sequence[Row]) -> list[Row]:
+def pruned(rows: Sequence[Row]) -> list[Row]:
     """Rows that drop something, infeasible ones too."""
     return [row for row in rows if row["method"] != "dense" and not row.get("control") and not is_full(row)]
 
 
-def _usual(rows: Sequence[Row]) -> int | None:
+def usual(rows: Sequence[Row]) -> int | None:
     """K of ILP at most budgets, the smallest of several: a sweep over K stands at one budget."""
     layers = [row["layer"] for row in rows if row["method"] == "ilp"]
     return max(sorted(set(layers)), key=layers.count, default=None)
 
 
-def _asked(row: Row) -> str:
+def asked(row: Row) -> str:
     """The budget as a group's label."""
     value = row["budget"]
     size = f"{100 * value:.3g} % of an image's tokens" if isinstance(value, float) else f"{value} tokens"
     return f"on average {size}{' per layer' if row['budget_meaning'] == 'layer_average' else ''}"
 
 
-def _budget_key(row: Row) -> tuple[str, int | float]:
+def budget_key(row: Row) -> tuple[str, int | float]:
+    """What rows of one group share."""
     return row["budget_meaning"], row["budget"]
 
 
-def _budgets(rows: Iterable[Row]) -> list[tuple[str, int | float]]:
+def budgets(rows: Iterable[Row]) -> list[tuple[str, int | float]]:
     """The distinct budgets: post_prune before layer_average, the largest first."""
-    keys = {_budget_key(row) for row in rows if row["budget"] is not None}
+    keys = {budget_key(row) for row in rows if row["budget"] is not None}
     return sorted(keys, key=lambda key: (key[0] != "post_prune", -key[1]))

@@ -26,6 +26,11 @@ class Study:
         data: `class_path` and `init_args` of something that returns a list of `Sample`s.
         arms: what to compare; a dense arm is put first where there is none.
         benchmark: what rows call the data.
+        scorer: whose official rules score the answers, by name or class path; None is exact match.
+        annotations: the scorer's official files; none where nobody publishes the answers, and a server scores them.
+        prompt: class path of a function from a `Sample` to what the model is asked; None asks the sample's own prompt.
+        system: put LLaVA's system sentence into prompts, as its own evaluation does; None is as the model was trained.
+        cache: folder where regions stay for other studies of the same questions; None keeps them with this one.
         regions: a `regions.jsonl` for the source `file`; None where none is needed.
         grounding: model of the source `zero_shot`.
         controls: control runs of the dense model, see `CONTROLS`.
@@ -45,6 +50,11 @@ class Study:
     arms: tuple[Arm, ...]
     localizer: str | None = None
     benchmark: str = "benchmark"
+    scorer: str | None = None
+    annotations: tuple[str, ...] = ()
+    prompt: str | None = None
+    system: bool | None = None
+    cache: str | None = None
     regions: str | None = None
     grounding: str | None = None
     controls: tuple[str, ...] = ()
@@ -78,8 +88,16 @@ class Study:
         schema.integer(given, "limit", least=1, null=True)
         for key in ("model", "benchmark"):
             schema.text(given, key)
-        for key in ("localizer", "grounding", "regions", "out", "device", "dtype", "attention", "protocol"):
+        for key in ("localizer", "grounding", "regions", "out", "device", "dtype", "attention", "protocol", "scorer",
+                    "prompt", "cache"):  # fmt: skip
             schema.text(given, key, null=True)
+        annotations = tuple(schema.each(given.get("annotations") or []))
+        if not all(isinstance(file, str) and file for file in annotations):
+            raise UsageError(f"study: annotations {list(annotations)!r} must be a list of files")
+        if annotations and not given.get("scorer"):
+            raise UsageError("study: annotations are of no use without a scorer")
+        if given.get("system") not in (None, True, False):
+            raise UsageError(f"study: system {given['system']!r} must be true, false or null")
         data = given["data"]
         if not isinstance(data, Mapping) or "class_path" not in data:
             raise UsageError("study: data needs a class_path (and init_args), e.g. cropl.testbed.samples.samples")
@@ -98,7 +116,8 @@ class Study:
         for key in keys:
             if keys.count(key) > 1:
                 raise UsageError(f"study: the arm {key!r} is listed twice")
-        study = cls(**{**given, "arms": tuple(arms), "seeds": seeds, "controls": controls})
+        made = {"arms": tuple(arms), "seeds": seeds, "controls": controls, "annotations": annotations}
+        study = cls(**{**given, **made})
         study._check_sources()
         return study
 

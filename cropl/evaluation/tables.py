@@ -19,6 +19,9 @@ RELACC = (
 )
 """What every table with such a column says of it."""
 
+RELSCORE = RELACC.replace("accuracy / dense accuracy over all questions", "score / dense score")
+"""The same where the benchmark has a score of its own."""
+
 
 def percent(value: float | None, digits: int = 1) -> str:
     """0.8731 as "87.3"; "-" for None."""
@@ -47,6 +50,24 @@ def excludes_zero(pair: Sequence[float] | None) -> bool:
     return bool(pair) and pair is not None and pair[0] is not None and (pair[0] > 0 or pair[1] < 0)
 
 
+def scored(rows: Sequence[Row]) -> bool:
+    """Whether the rows have scores of their benchmark's own, in its unit, beside the accuracy of each question."""
+    return any(row.get("scorer") for row in rows)
+
+
+def relacc_note(rows: Sequence[Row]) -> str:
+    """What RelAcc is in a table of these rows."""
+    return RELSCORE if scored(rows) else RELACC
+
+
+def score(row: Row) -> tuple[str, str]:
+    """A row's score with its interval: its benchmark's own where it has one, else the accuracy."""
+    if not row.get("scorer"):
+        return percent(row["accuracy"]), interval(row["accuracy_ci95"])
+    own, pair = row.get("score"), row.get("score_ci95")
+    return "-" if own is None else f"{own:.1f}", f"{pair[0]:.1f}..{pair[1]:.1f}" if pair else ""
+
+
 def _budget(comparison: Row) -> str:
     return "" if comparison["budget"] is None else str(comparison["budget"])
 
@@ -73,8 +94,7 @@ def _cells(row: Row) -> list[str]:
         f"{row['tokens_kept_min']}..{row['tokens_kept_max']}"
     )  # fmt: skip
     return [
-        percent(row["accuracy"]),
-        interval(row["accuracy_ci95"]),
+        *score(row),
         relative(row),
         kept,
         spread,
@@ -90,7 +110,7 @@ def results_html(rows: Sequence[Row]) -> str:
         " ",
         "K",
         "budget",
-        "accuracy",
+        "score" if scored(rows) else "accuracy",
         " ",
         "RelAcc",
         "kept",
@@ -115,23 +135,24 @@ def results_html(rows: Sequence[Row]) -> str:
         body.append(f'<tr class="{classes}"><td>{escape(name(row, rows))}</td>{line}</tr>')
         last = group
     head = "".join(f"<th{' class=n' if i else ''}>{escape(text)}</th>" for i, text in enumerate(heads))
-    caption = f'<caption style="caption-side: bottom; text-align: left">{escape(RELACC)}</caption>'
+    caption = f'<caption style="caption-side: bottom; text-align: left">{escape(relacc_note(rows))}</caption>'
     return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
 
 
 def kinds_html(rows: Sequence[Row]) -> str:
     """Accuracy per kind of question; each kind's best pruned value is not marked, the intervals overlap too much."""
     study, rows = rows, [row for row in rows if not row.get("infeasible")]
-    kinds = sorted({kind for row in rows for kind in row["accuracy_by_kind"]})
-    counts = {kind: row["accuracy_by_kind"][kind]["n"] for row in rows for kind in row["accuracy_by_kind"]}
+    found = [row["accuracy_by_kind"] or {} for row in rows]  # none where a server scores the answers
+    kinds = sorted({kind for by_kind in found for kind in by_kind})
+    counts = {kind: by_kind[kind]["n"] for by_kind in found for kind in by_kind}
     head = "".join(f"<th class=n>{escape(kind)}<br><i>n={counts[kind]}</i></th>" for kind in kinds)
     body = []
-    for row in rows:
+    for row, by_kind in zip(rows, found, strict=True):
         cells = ""
         for kind in kinds:
-            score = row["accuracy_by_kind"].get(kind)
-            tip = f' title="95 % interval {interval(score["ci95"])}"' if score else ""
-            cells += f'<td class="n"{tip}>{percent(score["accuracy"]) if score else "-"}</td>'
+            one = by_kind.get(kind)
+            tip = f' title="95 % interval {interval(one["ci95"])}"' if one else ""
+            cells += f'<td class="n"{tip}>{percent(one["accuracy"]) if one else "-"}</td>'
         body.append(f'<tr><td>{escape(name(row, study))}</td><td class="n">{escape(budget(row))}</td>{cells}</tr>')
     return (
         f"<table><thead><tr><th></th><th class=n>budget</th>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
@@ -179,11 +200,22 @@ def results_table(rows: Sequence[Row], title: str) -> Table:
         title_justify="left",
         header_style="bold",
         title_style="bold",
-        caption=RELACC,
+        caption=relacc_note(rows),
         caption_justify="left",
     )
     table.add_column("run", no_wrap=True)
-    for head in ("K", "budget", "acc %", "95 %", "RelAcc", "kept", "per layer", "prefill", "KV", "s"):
+    for head in (
+        "K",
+        "budget",
+        "score" if scored(rows) else "acc %",
+        "95 %",
+        "RelAcc",
+        "kept",
+        "per layer",
+        "prefill",
+        "KV",
+        "s",
+    ):
         table.add_column(head, justify="right", no_wrap=True)
     last = None
     for row in rows:

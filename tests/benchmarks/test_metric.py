@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cropl.benchmarks.base import AnswersError, Truth, judged, tally
+from cropl.benchmarks.base import AnswersError, Truth, judged
 from cropl.benchmarks.metric import BenchmarkScore
 from cropl.benchmarks.mme import Mme
 from cropl.benchmarks.pope import Pope
+from cropl.benchmarks.scoring import tally
 
 TRUTHS = [Truth(f"{task}/{i}{end}", (says,), task, f"{task}/{i}") for task in ("count", "OCR") for i in range(5)
           for end, says in (("", "yes"), ("-2", "no"))]  # fmt: skip

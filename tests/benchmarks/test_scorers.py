@@ -7,11 +7,12 @@ import random
 import numpy as np
 import pytest
 
-from cropl.benchmarks.base import AnswersError, Benchmark, Score, Truth, compare, judged, tally
+from cropl.benchmarks.base import AnswersError, Benchmark, Truth, judged
 from cropl.benchmarks.gqa import Gqa
 from cropl.benchmarks.mme import Mme
 from cropl.benchmarks.pope import Pope
-from cropl.benchmarks.scienceqa import ScienceQA
+from cropl.benchmarks.scienceqa import ScienceQA, SmallLetters
+from cropl.benchmarks.scoring import Score, compare, tally
 from cropl.benchmarks.textvqa import TextVqa
 from cropl.benchmarks.vqa_text import challenge
 from cropl.benchmarks.vqav2 import VqaV2
@@ -169,6 +170,13 @@ def test_scienceqa_with_and_without_image() -> None:
 )  # fmt: skip
 def test_published_ids_find_their_questions(benchmark, id, prompt, expected) -> None:
     assert benchmark.known_as(id, prompt) == expected
+
+
+def test_a_model_without_capitals_chooses_by_its_letters() -> None:
+    truths = [Truth(str(i), ("B",), "image", choices=3) for i in range(3)]
+    answers = {"0": "b", "1": "b. dog", "2": "a"}
+    assert score(SmallLetters(), truths, answers).values["accuracy"] == pytest.approx(200 / 3)
+    assert score(ScienceQA(), truths, answers).values["accuracy"] == 0
 
 
 def test_paired_intervals_are_narrower_than_each_ones_own() -> None:

@@ -8,7 +8,8 @@ import logging
 import pytest
 
 from cropl.errors import UsageError
-from cropl.evaluation.localize import Flagged, recall
+from cropl.evaluation.localize import recall
+from cropl.evaluation.locating import Flagged
 from cropl.evaluation.progress import Stages
 from cropl.evaluation.run import run_study
 from cropl.evaluation.study import Study

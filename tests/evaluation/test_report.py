@@ -76,6 +76,24 @@ def test_gallery_takes_each_image_once_and_spreads_kinds():
     assert all(name == found for name, found in groups.items())
 
 
+def test_a_gallery_shows_what_was_judged_by_most_of_the_credit():
+    lines = [prediction(f"k{i}", True, True) for i in range(4)]
+    lines[0]["arms"]["ilp-predicted-64"] |= {"credit": 0.3}  # an exact match of a dissenter's answer
+    lines[1]["arms"]["ilp-predicted-64"] |= {"credit": None, "correct": None}
+    lines[2]["grid"] = None  # a question without a picture
+    del lines[3]["arms"]["dense-none-None"]
+    chosen = gallery.choose(lines, "ilp-predicted-64", "dense-none-None")
+    assert {group: [p["key"] for p in found] for group, found in chosen.items() if found} == {"lost": ["k0"]}
+
+
+def test_scores_of_a_benchmarks_own_take_the_place_of_accuracies():
+    own = {"scorer": "mme", "score_source": "local", "score_ci95": [1800.0, 1900.0]}
+    rows = [row("dense", "none", None, 0.9, score=1850.25, **own), row(score=None, scorer="mme", accuracy_by_kind=None)]
+    page = report.render({"rows": rows}, [], None)
+    assert "1850.2" in page and "1800.0..1900.0" in page and "score / dense score" in page
+    assert "Scores in the benchmark" in page and "Scores in the benchmark" not in report.render(RESULTS, [], None)
+
+
 def test_the_row_of_the_gallery():
     rows = [row("dense", "none", None), row("ilp", "gt", 32), row(), row(budget=128), row(budget=None)]
     assert report.gallery_row(rows)["arm"] == "ilp-predicted-64"

@@ -252,7 +252,7 @@ def test_seconds_are_of_generation_alone_after_a_warm_up(world, monkeypatch):
     monkeypatch.setattr(answer.time, "perf_counter", lambda: told.append(("clock", None)) or clock())
     dense = Run(study().arms[0], None, None, kept=[144])
     with torch.inference_mode():
-        answer.answer_all(vlm, samples[:1], [dense], max_new_tokens=2)
+        list(answer.answer_all(vlm, samples[:1], [dense], [[0]], {"dense": {0}}, max_new_tokens=2))
     clocks = ("clock", None)
     assert told[:2] == [("inputs", None), ("generate", 1)]
     assert told[2:] == [clocks, clocks, ("inputs", None), clocks, ("generate", 2), clocks]

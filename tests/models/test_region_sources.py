@@ -29,11 +29,12 @@ def test_all_are_region_sources(tmp_path):
     (tmp_path / "r.jsonl").write_text("")
     truth = sources.GroundTruth()
     made = [
-        truth, sources.Fixed(Region.full()), sources.Center(truth), sources.Random(truth), sources.Remembered(truth),
+        truth, sources.Fixed(Region.full()), sources.Center(truth), sources.Random(truth), sources.Known({}),
         sources.FromFile(tmp_path / "r.jsonl"), sources.Predicted(None), sources.ZeroShotGrounding(None),
     ]  # fmt: skip
     assert all(isinstance(one, sources.RegionSource) for one in made)
-    assert [one.name for one in made] == ["gt", "fixed", "center", "random", "gt", "file", "predicted", "zero_shot"]
+    names = ["gt", "fixed", "center", "random", "predicted", "file", "predicted", "zero_shot"]
+    assert [one.name for one in made] == names
 
 
 def test_truth_needs_samples():
@@ -55,20 +56,12 @@ def test_controls_have_the_size_and_random_is_its_own_seed():
     assert len(set(sources.Random(fixed)(IMAGES, QUESTIONS))) > 1  # without samples the question is the key
 
 
-def test_remembered_asks_once():
-    asked = []
-
-    class Source:
-        name = "predicted"
-
-        def __call__(self, images, questions, samples=None):
-            asked.extend(questions)
-            return [Region.full()] * len(questions)
-
-    source = sources.Remembered(Source())
-    source(IMAGES[:8], QUESTIONS[:8], SAMPLES[:8])
-    assert len(source(IMAGES, QUESTIONS, SAMPLES)) == 12
-    assert asked == QUESTIONS
+def test_known_regions_are_found_by_key():
+    source = sources.Known({s.key: s.region for s in SAMPLES})
+    assert source([], QUESTIONS, SAMPLES[::-1]) == [s.region for s in SAMPLES[::-1]]
+    assert sources.Center(source)([], QUESTIONS, SAMPLES) == [s.region.centered() for s in SAMPLES]
+    with pytest.raises(ValueError, match="needs samples"):
+        source(IMAGES, QUESTIONS)
 
 
 def test_predicted_in_batches():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cropl.data.readers.base import Annotation, BadRow, Reader, Rejected, split_of, text, unique_ids
+from cropl.data.sample import Sample
 
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 """What LLaVA appends to the questions of every benchmark with short answers."""
@@ -68,6 +69,11 @@ class LlavaQuestions(Reader):
             image=text(row["image"], "image"),
             kind=self.kind,
         )
+
+
+def short_answer(sample: Sample) -> str:
+    """A question with the request for a short answer, for data that comes without LLaVA's prompt."""
+    return sample.question + SHORT_ANSWER
 
 
 def published_id(row: Mapping[str, Any]) -> str:

@@ -72,24 +72,33 @@ class Mme(Reader):
     def parse(self, row: Path, number: int) -> Iterator[Annotation]:
         """The two questions about one image."""
         task = self._task(row)
-        lines = [line for line in row.read_text(encoding="utf-8").split("\n") if line.strip()]
-        if len(lines) != 2:
-            raise BadRow("not two questions about the image", f"{task}/{row.name}: {len(lines)}")
+        pair = self.pair(row)
         image = self._image(task, row.stem)
-        for id, line in zip((f"{task}/{row.stem}", f"{task}/{row.stem}-2"), lines, strict=True):
-            asked, _, answer = line.rpartition("\t")
-            if answer.strip().lower() not in ("yes", "no"):
-                raise BadRow("not a question, a tab, and Yes or No", f"{task}/{row.name}: {line[:80]!r}")
-            question = text(INSTRUCTION.sub("", asked.strip()), "question")
+        for id, (asked, answer) in zip((f"{task}/{row.stem}", f"{task}/{row.stem}-2"), pair, strict=True):
+            question = text(INSTRUCTION.sub("", asked), "question")
             yield Annotation(
                 id=id,
                 question=question,
                 prompt=question + SHORT_ANSWER,
-                answers=(answer.strip(),),
+                answers=(answer,),
                 source="mme",
                 split="test",
                 image=image,
             )
+
+    def pair(self, row: Path) -> list[tuple[str, str]]:
+        """The two questions about an image as they are written, each with its answer."""
+        where = f"{self._task(row)}/{row.name}"
+        lines = [line for line in row.read_text(encoding="utf-8").split("\n") if line.strip()]
+        if len(lines) != 2:
+            raise BadRow("not two questions about the image", f"{where}: {len(lines)}")
+        found = []
+        for line in lines:
+            asked, _, answer = line.rpartition("\t")
+            if answer.strip().lower() not in ("yes", "no"):
+                raise BadRow("not a question, a tab, and Yes or No", f"{where}: {line[:80]!r}")
+            found.append((asked.strip(), answer.strip()))
+        return found
 
     def _task(self, file: Path) -> str:
         return file.relative_to(self.file).parts[0]
