@@ -98,7 +98,7 @@ class Official:
 def spread(ours_R: npt.NDArray[np.float64], dense_R: npt.NDArray[np.float64]) -> float:
     """Standard deviation of RelAcc, in points, over resamples of both; those without a dense score count for none."""
     there = dense_R > 0
-    return float(np.std(100 * ours_R[there] / dense_R[there])) if there.any() else 0.0
+    return float(np.std(100 * (ours_R[there] / dense_R[there]))) if there.any() else 0.0
 
 
 UNSCORED: Mapping[str, Any] = {

@@ -95,7 +95,7 @@ def outcome(
         "rows": table,
         "comparisons": rows.compare(study, table, scores),
     }
-    return Outcome(results, predictions.lines(samples, feasible, texts, credits, answers, found, grids))
+    return Outcome(results, predictions.lines(samples, feasible, texts, credits, answers, found, grids, official))
 
 
 def _scored(

@@ -10,6 +10,7 @@ from cropl.evaluation import gallery
 from cropl.evaluation.answers import Answers
 from cropl.evaluation.arm_run import Run
 from cropl.evaluation.localize import Regions
+from cropl.evaluation.official import Official
 from cropl.evaluation.pictures import by_image
 from cropl.tiling import Tokens, as_record
 
@@ -30,6 +31,7 @@ def lines(
     answers: Answers,
     found: Regions,
     grids: Sequence[Tokens],
+    official: Official | None,
 ) -> list[dict[str, Any]]:
     """The lines, in the order of the samples.
 
@@ -39,9 +41,12 @@ def lines(
         texts: every run's answers to all questions.
         credits: how right they are, 0..1; empty where nobody here knows.
         answers, found, grids: of the questions that have an image, in their order.
+        official: the benchmark's rules; it knows the right answers where the samples do not.
     """
     first_of = {index: samples[group[0]].key for group in by_image(samples) for index in group}
     seen = {index: place for place, index in enumerate(i for i, s in enumerate(samples) if s.image is not None)}
+    truths = {} if official is None else {truth.id: truth.answers for truth in official.truths}
+    known = [()] * len(samples) if official is None else [truths[id] for id in official.ids]
     made = []
     for i, sample in enumerate(samples):
         place = seen.get(i)
@@ -58,11 +63,11 @@ def lines(
         made.append({
             "key": sample.key,
             "id": sample.id,
-            "image": str(sample.image) if isinstance(sample.image, (str, Path)) else None,
+            "image": str(Path(sample.image).resolve()) if isinstance(sample.image, (str, Path)) else None,
             "image_key": first_of[i],
             "kind": sample.kind,
             "question": sample.question,
-            "answers": list(sample.answers),
+            "answers": list(sample.answers or dict.fromkeys(known[i])),
             "region": list(sample.region.as_tuple()) if sample.boxes else None,
             "predicted_region": list(predicted.as_tuple()) if predicted else None,
             "grid": None if place is None else as_record(grids[place]),

@@ -12,7 +12,7 @@ from typing import Any
 
 from cropl import recipe
 from cropl.errors import UsageError, check_keys
-from cropl.evaluation import schema
+from cropl.evaluation import paper, schema
 from cropl.evaluation.study import Study
 from cropl.metrics.relative import relative_accuracy
 
@@ -60,6 +60,8 @@ class Suite:
         known = [f.name for f in fields(Study) if f.name not in OF_BENCHMARK or f.name == "regions"]
         check_keys(dict(config), [*known, *OWN, "vars"], "suite")
         schema.text(config, "paper", null=True)
+        paper.check(config.get("paper"), None)
+        variables = schema.mapping(config.get("vars"), "suite: vars")
         listed = schema.each(config["benchmarks"])
         if not listed:
             raise UsageError("suite: benchmarks is an empty list; name recipes, such as benchmark/gqa")
@@ -69,7 +71,7 @@ class Suite:
         shared = {key: value for key, value in config.items() if key not in (*OWN, "vars")}
         studies, prepare = [], []
         for entry in listed:
-            own = _benchmark(entry, config.get("vars") or {})
+            own = _benchmark(entry, variables)
             prepare.append(own.pop("prepare", None))
             try:
                 studies.append(Study.from_config({**shared, **own}))
@@ -100,9 +102,10 @@ def _benchmark(entry: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     name = _name(entry)
     recipe.expect("scorer", name)
     changes = {key: value for key, value in entry.items() if key != "recipe"} if isinstance(entry, Mapping) else {}
+    own = schema.mapping(changes.pop("vars", None), f"{name}: vars")
     theirs = recipe.load([name]).get("vars") or {}
     given = {f"vars.{key}": value for key, value in variables.items() if key in theirs}
-    given |= {f"vars.{key}": value for key, value in (changes.pop("vars", None) or {}).items()}
+    given |= {f"vars.{key}": value for key, value in own.items()}
     found = {**recipe.load([name], given), **changes}
     check_keys(found, [*OF_BENCHMARK, *INSTEAD, "vars"], name)
     for key in ("benchmark", "data"):

@@ -127,7 +127,11 @@ def _against_layers(suite: Results) -> str:
     rows = sorted((row for row in rows if budget_key(row) in swept), key=lambda row: row["layer"])
     counterpart = known_paper(suite, "table8")
     view = _View(suite, counterpart, suite.columns(counterpart, [suite.dense, *rows]))
-    panels = view.shown([RELACC, *suite.benchmarks], rows)
+
+    def layers(panel: str) -> set[int]:
+        return {row["layer"] for row in rows if view.value(row, panel)[0] is not None}
+
+    panels = [panel for panel in (RELACC, *suite.benchmarks) if len(layers(panel)) > 1]
     if not panels:
         return ""
     from matplotlib.ticker import MaxNLocator
