@@ -267,4 +267,5 @@ def _split_ties(
 
 
 def _above(value: float) -> float:
-    return math.nextafter(value, math.inf)
+    """The least factor above a reach: where even the farthest one is below 0, the least factor that there is."""
+    return max(math.nextafter(value, math.inf), math.ulp(0.0))

@@ -156,9 +156,13 @@ def test_per_image_is_exact_and_nested_and_parts_at_most_one_newline(
 TWICE = TokenMap((TileGrid(2, 4, 0, 0, 4, 2, 4, 2, newline=True), TokenGrid(1, 1, 0, 0, 1, 1, 1, 1)), 1, 1)
 """Two rows with newlines, and one token over all of it."""
 
+CENTRED = TokenMap((TileGrid(1, 2, 0, 0, 1, 1, 1, 1, tile=1), TokenGrid(1, 1, 0, 0, 1, 1, 1, 1)), 1, 1)
+"""Three tokens that lie over the centres of regions in the first and in all other columns."""
+
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(unions, maps()), min_size=1, max_size=4), st.floats(0.1, 1.0))
+@example([([Region(0, 0, 0, 0), Region(1, 0, 7, 0)], CENTRED)], 0.75)  # no reach is above 0
 @example([([Region(0, 0, 0, 0), Region(0, 0, 4, 1)], TWICE)], 0.125)  # least reach and least distance of two tokens
 def test_calibrated_sets(data: list[tuple[list[Region], TokenMap]], share: float) -> None:
     sets, grids = [union for union, _ in data], [tokens for _, tokens in data]

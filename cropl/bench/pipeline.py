@@ -21,7 +21,7 @@ import torch
 from cropl.bench.pipeline_beside import Beside, check, sent
 from cropl.errors import RunError, UsageError
 from cropl.evaluation.pipeline import Pipeline
-from cropl.evaluation.pipeline.answer import Answerer
+from cropl.evaluation.pipeline.answer import AnswerStage
 from cropl.evaluation.pipeline.items import Asked, Failed, Located
 from cropl.evaluation.pipeline.locate import Load
 from cropl.evaluation.pipeline.process import ProcessStage
@@ -79,7 +79,7 @@ def measure(
     check_batches(batches)
     asked = questions(batch * batches)
     dealt = [asked[start : start + batch] for start in range(0, len(asked), batch)]
-    answerer = Answerer(vlm, None, budget, None, batch, max_new_tokens)
+    answerer = AnswerStage(vlm, None, budget, None, batch, max_new_tokens)
     rates: dict[str, list[float]] = {phase: [] for phase in PHASES}
     machine: list[float] = []
     load_average: list[float] = []
@@ -194,7 +194,7 @@ def _localized(stage: Stage, dealt: Sequence[list[Asked]], numbers: Iterator[int
     return (time.perf_counter() - began) / (len(dealt) - 1)
 
 
-def _answered(answerer: Answerer, dealt: Sequence[list[Asked]], located: Sequence[list[Located]]) -> float:
+def _answered(answerer: AnswerStage, dealt: Sequence[list[Asked]], located: Sequence[list[Located]]) -> float:
     """Seconds of a batch whose regions are known."""
     began = time.perf_counter()
     for batch, regions in zip(dealt, located):

@@ -27,7 +27,7 @@ def read_answers(file: Path, benchmark: Benchmark, truths: Sequence[Truth] = ())
 
     Raises:
         ValueError: the file is missing, or a row is no answer; the message names it.
-        AnswersError: a question is answered twice.
+        AnswersError: a question is answered twice, or a row has the id of another one than it asks.
     """
     found: dict[str, str] = {}
     names = Names(benchmark, truths)
@@ -36,7 +36,10 @@ def read_answers(file: Path, benchmark: Benchmark, truths: Sequence[Truth] = ())
             id, text, prompt, raw = _read(row)
         except BadRow as error:
             raise ValueError(f"{file}: row {number} is no answer ({error})") from None
-        known = names.find(id, prompt) or benchmark.known_as(id, prompt)
+        known = names.find(id, prompt)
+        if known is None and prompt and (other := names.find(id)) is not None:
+            raise AnswersError(f"{file}: row {number} asks {prompt[:80]!r}, which is not the question {other}")
+        known = known or benchmark.known_as(id, prompt)
         if known in found:
             raise AnswersError(f"{file}: row {number} is a second answer to {known}; keep one")
         found[known] = benchmark.submitted(text) if raw else text

@@ -33,7 +33,7 @@ class Truth:
         unit: what it is drawn with, such as its image, also in other groups; "" is the question alone.
         choices: number of lettered options; 0 where there are none.
         counted: False for a question that may be answered, and is in no score.
-        question: as the annotation file asks it, where a submission repeats it.
+        question: as the annotation file asks it; "" where that has only its number.
         aliases: other ids that it is published with.
     """
 
@@ -81,6 +81,10 @@ class Benchmark(ABC):
     def known_as(self, id: str, prompt: str, source: str = "") -> str:
         """The id of a question, from the one that it has where it is asked or answered, its prompt and its source."""
         return id
+
+    def asks(self, truth: Truth, prompt: str) -> bool:
+        """Whether a prompt asks this question: has its words, whatever their case and the spaces between them."""
+        return plain(truth.question) in plain(prompt)
 
     def write_submission(self, path: Path, truths: Sequence[Truth], answers: Mapping[str, str]) -> None:
         """Write answers as official scripts or servers read them, into a file or a folder at `path`.
@@ -166,6 +170,11 @@ def judged(benchmark: Benchmark, truths: Sequence[Truth], answers: Mapping[str, 
     nothing = (0,) * len(benchmark.columns)
     counts = [benchmark.judge(truth, answers[truth.id]) if truth.counted else nothing for truth in truths]
     return np.array(counts, dtype=np.int64)
+
+
+def plain(text: str) -> str:
+    """Lower case, with a single space between words."""
+    return " ".join(text.lower().split())
 
 
 def repeated(ids: Sequence[str]) -> list[str]:

@@ -28,7 +28,8 @@ class Gqa(Benchmark):
         (questions,) = files
         for id, record in streamed(questions, lambda file: ijson.kvitems(file, "", use_float=True), nothing):
             counted = record.get("isBalanced") is not False
-            yield Truth(id, (record["answer"],), _structure(record), str(record.get("imageId", "")), counted=counted)
+            group, image, asked = _structure(record), str(record.get("imageId", "")), str(record.get("question", ""))
+            yield Truth(id, (record["answer"],), group, image, counted=counted, question=asked)
 
     def submitted(self, answer: str) -> str:
         return answer.rstrip(".").lower()

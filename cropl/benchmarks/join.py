@@ -22,22 +22,31 @@ class Names:
 
     def __init__(self, benchmark: Benchmark, truths: Sequence[Truth]) -> None:
         self._benchmark = benchmark
-        self._known = {alias: truth.id for truth in truths for alias in truth.aliases}
-        self._known |= {truth.id: truth.id for truth in truths}
+        self._known = {alias: truth for truth in truths for alias in truth.aliases}
+        self._known |= {truth.id: truth for truth in truths}
 
-    def find(self, id: str, prompt: str = "", source: str = "") -> str | None:
-        """The id that scores go by; None if there is no such question.
+    def find(self, id: str, prompt: str = "", source: str = "", question: str = "") -> str | None:
+        """The id that scores go by; None if there is no such question, or it asks something else than the prompt.
 
         Args:
             id: in the file that asks or answers it.
-            prompt: that it is asked with.
+            prompt: that it is asked with; "" where that is not known.
             source: of its sample, see `cropl.data.sample.Sample`.
+            question: in the prompt, where that may say it in other words.
         """
-        for one in (id, _AGAIN.sub("", id)):
-            for name in (self._benchmark.known_as(one, prompt, source), one):
-                if name in self._known:
-                    return self._known[name]
+        said = [text for text in (prompt, question) if text]
+        for name in (self._benchmark.known_as(id, prompt, source), id):
+            truth = self._known.get(name)
+            # Numbers of one file are also numbers of another, and of another version of it.
+            if truth and (not said or not truth.question or any(self._benchmark.asks(truth, text) for text in said)):
+                return truth.id
         return None
+
+    def of_sample(self, sample: Sample) -> str | None:
+        """The same of what a reader made, which tells repeated ids apart."""
+        ids = (sample.id, _AGAIN.sub("", sample.id))
+        found = (self.find(id, sample.asked, sample.source, sample.question) for id in ids)
+        return next((id for id in found if id is not None), None)
 
 
 def join(benchmark: Benchmark, truths: Sequence[Truth], samples: Sequence[Sample], whole: bool = True) -> list[str]:
@@ -53,7 +62,7 @@ def join(benchmark: Benchmark, truths: Sequence[Truth], samples: Sequence[Sample
         AnswersError: a sample asks no question of the annotations, two ask the same, or one is not asked.
     """
     names = Names(benchmark, truths)
-    found = [names.find(sample.id, sample.asked, sample.source) for sample in samples]
+    found = [names.of_sample(sample) for sample in samples]
     ids = [id for id in found if id is not None]
     asked = set(ids)
     left_out = [truth.id for truth in truths if truth.counted and truth.id not in asked]

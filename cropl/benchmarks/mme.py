@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cropl.benchmarks.base import Benchmark, Counts, Totals, Truth, check_answers
+from cropl.benchmarks.base import Benchmark, Counts, Totals, Truth, check_answers, plain
 from cropl.benchmarks.submission import one_line, write_text
 from cropl.data.readers.base import Annotation
 from cropl.data.readers.llava_questions import SHORT_ANSWER
@@ -57,6 +57,10 @@ class Mme(Benchmark):
         path, question = PurePosixPath(id), INSTRUCTION.sub("", prompt.split(SHORT_ANSWER)[0].strip()).strip()
         image = path.stem if path.suffix in (*ENDINGS, ".txt") else path.name
         return id if "/" not in id or not question else f"{path.parts[0]}/{image}/{question}"
+
+    def asks(self, truth: Truth, prompt: str) -> bool:
+        """LLaVA's prompts leave the request for a yes or no out."""
+        return plain(INSTRUCTION.sub("", truth.question.strip())) in plain(prompt)
 
     def write_submission(self, path: Path, truths: Sequence[Truth], answers: Mapping[str, str]) -> None:
         """What `calculation.py` reads: a file for each task, whose lines belong together by twos."""

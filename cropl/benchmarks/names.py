@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,13 @@ FILES = {
     "vqav2": ("v2_mscoco_val2014_annotations.json",),
 }
 """The official annotation files of each."""
+
+
+def check_files(name: str, files: Sequence[str], where: str) -> None:
+    """UsageError, beginning with `where`, for another number of annotation files than a built-in benchmark has."""
+    wanted = FILES.get(name)
+    if wanted is not None and len(files) != len(wanted) and name != "pope":  # of any categories
+        raise UsageError(f"{where}: {name} has {len(wanted)}: {' '.join(wanted)}")
 
 
 def benchmark(name: str) -> Benchmark:

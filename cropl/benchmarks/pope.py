@@ -38,7 +38,9 @@ class Pope(Benchmark):
             for row in reader:
                 if not isinstance(row, Annotation):
                     raise ValueError(f"{row.where}: {row.reason} {row.detail}")
-                yield Truth(f"{category}/{row.id}", row.answers, category, row.image or "", question=row.question)
+                alone = (row.id,) if len(files) == 1 else ()  # else LLaVA's numbers say of which file they are
+                name, image = f"{category}/{row.id}", row.image or ""
+                yield Truth(name, row.answers, category, image, question=row.question, aliases=alone)
 
     def known_as(self, id: str, prompt: str, source: str = "") -> str:
         """LLaVA numbers all three files in one: random ones from 10,000,001, popular ones from 20,000,001.
@@ -62,11 +64,14 @@ class Pope(Benchmark):
             write_lines(path / f"coco_pope_{category}.jsonl", rows)
 
     def submitted_rows(self, path: Path, truths: Sequence[Truth]) -> Iterator[Any] | None:
-        """Lines without ids, in the order of the labels; the file's name ends in its category, or there is only one."""
+        """Lines without ids, in the order of the labels; the file's name has its category, or there is only one.
+
+        POPE's own answers are lines in a `.json`.
+        """
         if path.is_dir():
             files = sorted(path.glob("*.json*"))
         else:
-            first = next(json_lines(path), None) if path.suffix == ".jsonl" else None
+            first = next(json_lines(path), None)
             files = [path] if isinstance(first, dict) and set(first) == {"question", "answer"} else []
         groups = list(dict.fromkeys(truth.group for truth in truths))
         return (row for file in files for row in _lines(file, groups, truths)) if files else None

@@ -39,7 +39,8 @@ class ScienceQA(Benchmark):
         for id in map(str, json_object(splits, NOTHING)["test"]):
             problem = by_id[id]
             group = "text" if problem["image"] is None else "image"
-            yield Truth(id, (ascii_uppercase[problem["answer"]],), group, choices=len(problem["choices"]))
+            letter, asked = ascii_uppercase[problem["answer"]], str(problem.get("question", ""))
+            yield Truth(id, (letter,), group, choices=len(problem["choices"]), question=asked)
 
     def letter(self, answer: str) -> str | None:
         """What the official script takes an answer for."""

@@ -38,6 +38,7 @@ class TextVqa(Benchmark):
                 f"{row['image_id']}/{row['question'].lower()}",
                 tuple(row["answers"]),
                 unit=str(row["image_id"]),
+                question=row["question"],
                 aliases=(str(row["question_id"]),) if "question_id" in row else (),
             )
 

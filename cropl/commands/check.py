@@ -5,6 +5,7 @@ there, and shards hold what the recipe's data module is for. Nothing is trained,
 are well, 1 if something is missing, 2 for a mistake in a recipe.
 
   cropl check data/crop_mix --vars.viscot ~/visual-cot
+  cropl check evaluate/llava_1_5_7b/table2 --vars.data /datasets
   cropl check my_study.yaml my_training.yaml
   cropl check localizer/qwen2_vl_2b -c trainer/fsdp2          (one training of both)
 
@@ -20,10 +21,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cropl import recipe
-from cropl.errors import FAILED, UsageError, check_keys
+from cropl.commands.check_questions import questions_missing
+from cropl.errors import FAILED, UsageError
+
+if TYPE_CHECKING:
+    from cropl.evaluation.study import Study
 
 FOLDERS = ("train_dir", "val_dir", "test_dir", "localization", "instruction")
 """Arguments of data modules that name folders of shards."""
@@ -70,7 +75,9 @@ def missing(
     if kind == "sources":
         yield from _of_data(stated)
     elif kind == "arms":
-        yield from _of_study(stated, notes)
+        yield from _of_suite(stated, notes) if "benchmarks" in stated else _of_study(stated, notes)
+    elif kind == "scorer":
+        yield from _of_benchmark(stated, str(names[0]))
     elif kind == "max_pixels":
         yield from _of_calibration(stated, notes)
     elif kind == "model" and "data" in stated:
@@ -102,15 +109,43 @@ def _of_study(stated: Mapping[str, Any], notes: list[str]) -> Iterator[str]:
     from cropl.evaluation.study import Study
 
     study = Study.from_config(dict(stated))
-    for arm in study.arms:
+    yield from _models([study], notes)
+    yield from questions_missing(study)
+    if folder := (study.data.get("init_args") or {}).get("folder"):
+        yield from _shards("folder", folder)
+
+
+def _of_suite(stated: Mapping[str, Any], notes: list[str]) -> Iterator[str]:
+    from cropl.evaluation.suite import Suite
+
+    suite = Suite.from_config(stated)
+    yield from _models(suite.studies, notes)
+    for study, prepare in zip(suite.studies, suite.prepare, strict=True):
+        yield from (f"{study.benchmark}: {fault}" for fault in questions_missing(study, prepare))
+
+
+def _of_benchmark(stated: Mapping[str, Any], name: str) -> Iterator[str]:
+    from cropl.evaluation.study import Study
+    from cropl.evaluation.suite import checked_benchmark
+
+    own = checked_benchmark(stated, name)
+    prepare = own.pop("prepare", None)
+    yield from questions_missing(Study.from_config({"model": "any", "arms": [{"method": "dense"}], **own}), prepare)
+
+
+def _models(studies: Sequence[Study], notes: list[str]) -> Iterator[str]:
+    """Of studies of one model: what is missing of it, and of everything else that tells regions or answers."""
+    study, arms = studies[0], [arm for study in studies for arm in study.arms]
+    for arm in arms:
         recipe.load_object(arm.class_path)
-    source, arguments = recipe.load_object(study.data["class_path"]), dict(study.data.get("init_args") or {})
-    check_keys(arguments, list(inspect.signature(source).parameters), f"data {study.data['class_path']}")
-    for key in ("model", "localizer"):
-        if name := getattr(study, key, None):
+    for key in ("model", "localizer", "grounding"):
+        if name := getattr(study, key):
             yield from _checkpoint(key, name, notes)
-    if "folder" in arguments:
-        yield from _shards("folder", arguments["folder"])
+    for name in dict.fromkeys(arm.model for arm in arms if arm.model):
+        yield from _checkpoint("arms: model", name, notes)
+    for file in dict.fromkeys(study.regions for study in studies if study.regions):
+        if not Path(file).is_file():
+            yield f"regions: {file}: no such file"
 
 
 def _of_calibration(stated: Mapping[str, Any], notes: list[str]) -> Iterator[str]:

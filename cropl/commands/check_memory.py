@@ -95,7 +95,7 @@ def prepared(kind: type, arguments: Mapping[str, Any]) -> tuple[VLM, list[nn.Mod
     if not issubclass(kind, CompressorModule):
         return vlm, []
     if arguments["compressor"] is not None:
-        return vlm, [Compressor.from_pretrained(weights.resolve(arguments["compressor"])).to("meta")]
+        return vlm, [Compressor.from_pretrained(arguments["compressor"]).to("meta")]
     chosen = ("queries", "outside_queries", "anchors", "positions", "unit")
     config = CompressorConfig(vlm.decoder.config.hidden_size, **{name: arguments[name] for name in chosen})
     with torch.device("meta"):

@@ -84,7 +84,7 @@ def evaluate(
         recipe.expect("arms", name)
     config = recipe.load(recipes, overrides)
     label = recipe.label(recipes)
-    is_suite = bool(config.get("benchmarks"))
+    is_suite = "benchmarks" in config
     if is_suite:
         suite = Suite.from_config(config)
     else:
@@ -94,22 +94,25 @@ def evaluate(
     check_writable(out)
 
     from cropl.commands.evaluate_run import Task, load_tasks, run_tasks
+    from cropl.evaluation.alone import working_in
     from cropl.evaluation.journal import forget
 
     tasks: list[Task] = load_tasks(suite, out, apart=is_suite)
     if fresh:
-        forget([task.out for task in tasks])
+        with working_in(out, shared=False):
+            forget([task.out for task in tasks])
     if processes > 1:
         from cropl.commands.evaluate_processes import run_parts
 
         run_parts(recipes, {**(overrides or {}), "out": str(out)}, processes, suite.studies[0].device)
-    outcomes = run_tasks(tasks, label, part)
-    if not part.whole:
-        print(f"part {part.index} of {part.of} is done; run without --part when all are")
-        return {}
-    if is_suite:
-        _save_suite(suite, label, outcomes, out)
-    forget([task.out for task in tasks])
+    with working_in(out, shared=not part.whole):
+        outcomes = run_tasks(tasks, label, part)
+        if not part.whole:
+            print(f"part {part.index} of {part.of} is done; run without --part when all are")
+            return {}
+        if is_suite:
+            _save_suite(suite, label, outcomes, out)
+        forget([task.out for task in tasks])
     if not quiet:
         _show(outcomes, out, is_suite)
     return outcomes

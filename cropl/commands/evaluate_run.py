@@ -10,7 +10,7 @@ from pathlib import Path
 from cropl import recipe
 from cropl.benchmarks.base import read_truths
 from cropl.benchmarks.join import join
-from cropl.benchmarks.names import benchmark
+from cropl.benchmarks.names import benchmark, check_files
 from cropl.commands.models import open_localizer, open_vlm
 from cropl.data.sample import Sample
 from cropl.errors import UsageError
@@ -18,7 +18,7 @@ from cropl.evaluation.official import Official
 from cropl.evaluation.outcome import Outcome, save
 from cropl.evaluation.part import Part
 from cropl.evaluation.progress import Stages
-from cropl.evaluation.run import run_study
+from cropl.evaluation.run import check_run, run_study
 from cropl.evaluation.study import Study
 from cropl.evaluation.submissions import write_submissions
 from cropl.evaluation.suite import Suite
@@ -77,6 +77,10 @@ def run_tasks(tasks: Sequence[Task], label: str, part: Part) -> dict[str, Outcom
     models = {name: answering(name) for name in dict.fromkeys(arm.model for arm in arms if arm.model)}
     localizer = open_localizer(study.localizer, study.device, study.dtype) if study.localizer else None
     grounding = open_vlm(study.grounding, study.device, study.dtype) if study.grounding else None
+    for task in tasks:  # of the last one before the first is answered
+        answering_it: dict[str | None, VLM] = {None: vlm}
+        answering_it.update(_of(models, task.study))
+        check_run(task.study, task.samples, answering_it)
     outcomes = {}
     with Stages(quiet=part.index > 0) as stages:  # of several parts the first one tells
         for task in tasks:
@@ -111,9 +115,12 @@ def load_samples(study: Study) -> list[Sample]:
 
 def _official(study: Study, samples: Sequence[Sample]) -> Official | None:
     """How the benchmark itself scores; None without a scorer, or without annotations."""
-    if study.scorer is None or not study.annotations:
+    if study.scorer is None:
         return None
     scorer = benchmark(study.scorer)
+    if not study.annotations:
+        return None
+    check_files(study.scorer, study.annotations, f"{study.benchmark}: annotations")
     truths = read_truths(scorer, [Path(file) for file in study.annotations])
     # A file of questions alone counts none of them, and covers more than one split asks.
     ids = join(scorer, truths, samples)

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cropl.benchmarks.names import BENCHMARKS, FILES, benchmark
+from cropl.benchmarks.names import BENCHMARKS, FILES, benchmark, check_files
 from cropl.commands.arguments import Parser
 from cropl.commands.printing import table_console
-from cropl.errors import UsageError
 
 if TYPE_CHECKING:
     from cropl.benchmarks.scoring import Score
@@ -46,9 +45,7 @@ def run(args: Sequence[str]) -> int:
     if given is None:
         return 0
     scorer = benchmark(given.benchmark)
-    wanted = FILES.get(given.benchmark)
-    if wanted is not None and len(given.annotations) != len(wanted) and given.benchmark != "pope":  # of any categories
-        raise UsageError(f"--annotations: {given.benchmark} has {len(wanted)}: {' '.join(wanted)}")
+    check_files(given.benchmark, given.annotations, "--annotations")
 
     from cropl.benchmarks.answers import read_answers
     from cropl.benchmarks.base import judged, read_truths

@@ -72,6 +72,7 @@ class Answers:
         seconds: for every run key, generation alone.
         encoded: how many images were encoded; the same one again after an interruption, and in every process.
         encode_seconds: that it took.
+        restored: whether another process, or an earlier one, found some of it.
     """
 
     texts: dict[str, list[str | None]] = field(default_factory=dict)
@@ -82,6 +83,7 @@ class Answers:
     seconds: dict[str, float] = field(default_factory=dict)
     encoded: int = 0
     encode_seconds: float = 0.0
+    restored: bool = False
 
     @classmethod
     def of(cls, runs: Sequence[Run], questions: int) -> Answers:

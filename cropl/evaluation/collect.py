@@ -133,3 +133,4 @@ def _restore(
             of, index = places[record["key"]]
             given = {name: value for name, value in record.items() if name != "mark"}
             of.take([Answered.from_record(given, index)])
+            answers.restored = True

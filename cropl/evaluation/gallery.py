@@ -9,7 +9,7 @@ from PIL import Image
 
 from cropl.evaluation.overlay import svg_overlay
 from cropl.grid import Region
-from cropl.tiling import from_record
+from cropl.tiling import Tokens, from_record
 
 Prediction = Mapping[str, Any]
 
@@ -90,11 +90,8 @@ def cards(
 
 
 def _card(prediction: Prediction, arm: str, dense: str, image: Image.Image) -> dict[str, Any]:
-    grid = from_record(prediction["grid"])
+    grid, keep, region, truth = _overlay(prediction, arm)
     mine = prediction["arms"][arm]
-    keep = unpack(mine["kept"], grid.num_tokens) if mine.get("kept") else None
-    region = Region(*mine["region"]) if mine.get("region") else None
-    truth = Region(*prediction["region"]) if prediction.get("region") else None
     return {
         "picture": svg_overlay(image, grid, keep, region, truth),
         "kind": prediction["kind"],
@@ -108,6 +105,37 @@ def _card(prediction: Prediction, arm: str, dense: str, image: Image.Image) -> d
         "total": grid.num_tokens,
         "recall": region.recall_against(truth) if region and truth else None,
     }
+
+
+def check(prediction: Prediction, arm: str, dense: str) -> None:
+    """Raise ValueError unless a line of answers has all that a card shows, before its picture is read.
+
+    Raises:
+        ValueError: something is missing or of another kind; KeyError, TypeError, AttributeError or OverflowError alike.
+    """
+    mine, other = prediction["arms"][arm], prediction["arms"][dense]
+    texts = {name: prediction[name] for name in ("key", "kind", "question", "image_key")}
+    texts |= {"prediction": mine["prediction"], f"prediction of {dense}": other["prediction"]}
+    texts |= {f"answer {place}": text for place, text in enumerate(prediction["answers"], start=1)}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{name} {str(text)[:40]!r} is no text")
+    if type(mine["tokens_kept"]) is not int:
+        raise ValueError(f"tokens_kept {str(mine['tokens_kept'])[:40]!r} is no number of tokens")
+    grid, keep, _, _ = _overlay(prediction, arm)
+    if keep is not None and len(keep) != grid.num_tokens:
+        raise ValueError(f"kept holds {len(keep)} of the {grid.num_tokens} tokens of its grid")
+
+
+def _overlay(prediction: Prediction, arm: str) -> tuple[Tokens, list[bool] | None, Region | None, Region | None]:
+    """Token grid, kept tokens, and the run's and the true region."""
+    grid, mine = from_record(prediction["grid"]), prediction["arms"][arm]
+    if not isinstance(grid.num_tokens, int) or not grid.image_width / grid.image_height:
+        raise ValueError(f"grid of {grid.num_tokens} tokens over {grid.image_width}x{grid.image_height}")
+    keep = unpack(mine["kept"], grid.num_tokens) if mine.get("kept") else None
+    region = Region(*mine["region"]) if mine.get("region") else None
+    truth = Region(*prediction["region"]) if prediction.get("region") else None
+    return grid, keep, region, truth
 
 
 def pack(keep: Sequence[bool]) -> str:

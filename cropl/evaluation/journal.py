@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,8 @@ from filelock import FileLock, Timeout
 
 from cropl.errors import RunError, UsageError
 from cropl.evaluation.part import Part
+
+_log = logging.getLogger(__name__)
 
 FOLDER = ".partial"
 """Where the finds of a run lie, in the folder of its results, until it is done."""
@@ -32,6 +35,9 @@ class Finds(Protocol):
     def read(self) -> Iterable[Mapping[str, Any]]:
         """Every find, in no order."""
 
+    def released(self) -> AbstractContextManager[None]:
+        """While others may write as this part: nothing is appended meanwhile."""
+
 
 class Memory:
     """Finds of a run that nobody will continue."""
@@ -44,6 +50,9 @@ class Memory:
 
     def read(self) -> Iterable[Mapping[str, Any]]:
         return self.finds
+
+    def released(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 @contextmanager
@@ -91,11 +100,16 @@ class Journal:
         self.fingerprint = json.loads(json.dumps(fingerprint))
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{kind}.{part.index}-of-{part.of}.jsonl"
-        self._lock = FileLock(f"{self.path}.lock", timeout=-1 if wait else 0)
+        self._lock = FileLock(f"{self.path}.lock", timeout=0)
         try:
             self._lock.acquire()
         except Timeout:
-            raise RunError(f"{self.path}: another run is writing it; wait for its end, or give another --out") from None
+            if not wait:
+                raise RunError(
+                    f"{self.path}: another run is writing it; wait for its end, or give another --out"
+                ) from None
+            _log.warning("waiting for another run, which is predicting the same regions (%s)", self.path)
+            self._lock.acquire(timeout=-1)
         try:
             for file in self._files():
                 self._check(file)
@@ -118,6 +132,15 @@ class Journal:
             for line in _lines(file):
                 if "fingerprint" not in line:
                     yield line
+
+    @contextmanager
+    def released(self) -> Iterator[None]:
+        """See `Finds`."""
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire(timeout=-1)
 
     def close(self) -> None:
         """No more finds of this process."""

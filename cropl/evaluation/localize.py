@@ -75,17 +75,17 @@ def localize(
     Raises:
         UsageError: a source without what it needs.
     """
-    without = _count_without_boxes(study.arms, samples)
+    without = check_sources(study, samples, warn=True)
     needed = needed_sources(study.arms)
     if localizer is not None and ("predicted", None) not in needed:
         needed.append(("predicted", None))
     asked = models_asked(study, localizer, grounding)
     _check(study, needed, asked)
-    located = locate(asked, samples, study.batch_size, finds, part, stages)
     base: dict[str, sources.RegionSource] = {"gt": sources.GroundTruth()}
-    base |= {name: sources.Known({key: one.region for key, one in known.items()}) for name, known in located.items()}
     if study.regions is not None:
         base["file"] = sources.FromFile(study.regions)
+    located = locate(asked, samples, study.batch_size, finds, part, stages)
+    base |= {name: sources.Known({key: one.region for key, one in known.items()}) for name, known in located.items()}
     found = Regions(without_boxes=without)
     questions = [sample.question for sample in samples]
     sized = next((base[name] for name in SIZED if name in base), None)
@@ -133,16 +133,23 @@ def needs_boxes(arm: Arm) -> bool:
     return arm.region_source == "gt" or arm.control in ("evidence_masked", "evidence_only")
 
 
-def _count_without_boxes(arms: Sequence[Arm], samples: Sequence[Sample]) -> int:
-    """Samples without boxes; UsageError where an arm needs them and there are none at all."""
+def check_sources(study: Study, samples: Sequence[Sample], warn: bool = False) -> int:
+    """How many samples have no boxes; `warn` of some where an arm needs them.
+
+    Raises:
+        UsageError: an arm needs boxes and there are none at all.
+        ValueError: the study's file of regions cannot be read, or has none for a question.
+    """
+    if study.regions is not None and any(arm.region_source == "file" for arm in study.arms):
+        sources.FromFile(study.regions)([], [sample.question for sample in samples], samples)
     without = sum(not sample.boxes for sample in samples)
-    asking = [arm for arm in arms if needs_boxes(arm)]
+    asking = [arm for arm in study.arms if needs_boxes(arm)]
     if asking and without == len(samples):
         raise UsageError(
             f"study arm {asking[0].key!r}: needs evidence boxes, and none of the {without} samples has any: leave out "
             "region_source gt and the controls evidence_masked and evidence_only, or use data with boxes"
         )
-    if asking and without:
+    if asking and without and warn:
         _log.warning(
             "%d of %d samples have no evidence boxes: %s take the whole image for their true region",
             without, len(samples), ", ".join(arm.key for arm in asking),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 POLL = 1.0
 """Seconds between two looks at what the other parts have found."""
+
+PATIENCE = 600
+"""Seconds without any find after which a part no longer waits for the others, and locates the rest itself."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,33 +68,61 @@ def locate(
         samples: the questions.
         batch_size: of them at a time.
         finds: what is known already, and where more goes.
-        part: which share of the questions this process asks; the others' finds are waited for.
+        part: which share of the questions this process asks; the others' finds are waited for, and where none come
+            for a while (a part has died, or is yet to be started) it asks the rest too.
         stages: where progress goes.
     """
     known: dict[str, dict[str, Located]] = {name: {} for name in asked}
     if not asked:
         return known
     _take(known, finds)
-    mine = part.share(by_image(samples))
-    open_ = [[i for i in group if any(samples[i].key not in found for found in known.values())] for group in mine]
-    stages.stage("localizing", sum(map(len, mine)))
-    stages.advance("", sum(map(len, mine)) - sum(map(len, open_)))
-    for indices, images in _batches(samples, [group for group in open_ if group], batch_size):
+    groups = by_image(samples)
+    _locate_these(part.share(groups), known, asked, samples, batch_size, finds, stages)
+    if _left(known, samples):
+        with finds.released():
+            _wait_for_others(known, samples, finds, stages)
+    if _left(known, samples):
+        _log.warning("the other parts have found no region for %d s: part %d goes on alone", PATIENCE, part.index)
+        _locate_these(groups, known, asked, samples, batch_size, finds, stages)
+    return known
+
+
+def _locate_these(
+    groups: Sequence[Sequence[int]],
+    known: dict[str, dict[str, Located]],
+    asked: Mapping[str, Flagged | sources.ZeroShotGrounding],
+    samples: Sequence[Sample],
+    batch_size: int,
+    finds: Finds,
+    stages: Stages,
+) -> None:
+    """Ask what is not known of the questions in `groups`."""
+    new = [[i for i in group if any(samples[i].key not in found for found in known.values())] for group in groups]
+    total, count = sum(map(len, groups)), sum(map(len, new))
+    stages.stage("localizing", total)
+    stages.advance("", total - count)
+    for indices, images in _batches(samples, [group for group in new if group], batch_size):
         for name, source in asked.items():
-            new = [place for place, i in enumerate(indices) if samples[i].key not in known[name]]
-            finds.append(_ask(name, source, [samples[indices[p]] for p in new], [images[p] for p in new]))
+            places = [place for place, i in enumerate(indices) if samples[i].key not in known[name]]
+            finds.append(_ask(name, source, [samples[indices[p]] for p in places], [images[p] for p in places]))
         stages.advance("", len(indices))
     _take(known, finds)
-    if (left := _left(known, samples)) and part.whole:
-        raise AssertionError(f"{left} questions were not located")
-    if left:
-        stages.stage("waiting for the other parts' regions", left)
-    while left:
+
+
+def _wait_for_others(
+    known: dict[str, dict[str, Located]], samples: Sequence[Sample], finds: Finds, stages: Stages
+) -> None:
+    """Until all parts have located theirs, or none has found anything for a while."""
+    left = _left(known, samples)
+    stages.stage("waiting for the other parts' regions", left)
+    last = time.monotonic()
+    while left and time.monotonic() - last < PATIENCE:
         time.sleep(POLL)
         _take(known, finds)
         before, left = left, _left(known, samples)
+        if left < before:
+            last = time.monotonic()
         stages.advance("", before - left)
-    return known
 
 
 def _left(known: Mapping[str, Mapping[str, Located]], samples: Sequence[Sample]) -> int:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cropl.benchmarks.base import Benchmark, Counts, Truth
-from cropl.benchmarks.scoring import draws, exact, interval
+from cropl.benchmarks.scoring import draws, exact, interval, units
+from cropl.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -36,11 +37,21 @@ class Official:
 
     @classmethod
     def joined(cls, benchmark: Benchmark, truths: Sequence[Truth], ids: Sequence[str], limit: int | None) -> Official:
-        """Of the first `limit` samples, whose truths have these `ids`; None for all of them."""
+        """Of the first `limit` samples, whose truths have these `ids`; None for all of them.
+
+        Raises:
+            UsageError: these cannot be scored, as half of an image's two questions of MME.
+        """
         if limit is None or limit >= len(ids):
             return cls(benchmark, truths, ids)
         asked = set(ids[:limit])
-        return cls(benchmark, [truth for truth in truths if truth.id in asked], ids[:limit], complete=False)
+        made = cls(benchmark, [truth for truth in truths if truth.id in asked], ids[:limit], complete=False)
+        if made.scored:
+            try:
+                units(benchmark, made.truths, np.zeros((len(made.truths), len(benchmark.columns)), dtype=np.int64))
+            except ValueError as error:
+                raise UsageError(f"limit {limit}: {error}; take one more or fewer") from None
+        return made
 
     @property
     def scored(self) -> bool:

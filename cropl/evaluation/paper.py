@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from cropl.errors import UsageError, nearest
+from cropl.evaluation.arms import PRESETS
 from cropl.metrics.relative import relative_accuracy
 
 Row = Mapping[str, Any]
@@ -25,8 +26,15 @@ ANCHORS = 4
 TIMED = "LLaVA-NeXT-13B"
 """Whose pruned runs Table 4 times; of the other model it has the dense run alone."""
 
+BOXED = ("textvqa", "viscot_textvqa")
+"""Benchmarks that Tables 9 and 10 stand beside: the paper marked 3,000 questions of TextVQA by hand, Visual-CoT 526."""
+MARKED = 3000
+"""Questions of those two tables."""
+
 METHODS = {"fastv": "FastV", "sparsevlm": "SparseVLM", "pyramiddrop": "PDrop", "prune": "prune"}
 """What the paper calls methods whose name depends on nothing else."""
+POSITIONS = {"fastv": "original", "ilp": "original"}
+"""Where a method's survivors stand as published; those of all others are counted anew, "compact"."""
 
 
 @cache
@@ -124,33 +132,48 @@ class Paper:
 
     def source(self, source: str, row: Row, benchmark: str) -> float | None:
         """Table 10: the accuracy with regions of this source ("dense" for none) of a run like `row`."""
-        if not self._sources or benchmark != "textvqa" or source not in self.columns:
+        if not self._sources or benchmark not in BOXED or source not in self.columns:
             return None
-        if source != "dense" and (row["method"], row["layer"]) != ("ilp", LAYER):
+        if (row["method"], row["layer"]) != ("ilp", LAYER) or row.get("model_name") or not _as_published(row):
             return None
         return self._sources[self.columns.index(source)]
 
     def recall(self, benchmark: str) -> Mapping[str, float] | None:
         """Table 9: `n`, `mean` and the counts `above_0.5`, ... of a benchmark; the paper has those of TextVQA."""
-        return self._recall if self._recall and benchmark == "textvqa" else None
+        return self._recall if self._recall and benchmark in BOXED else None
 
     def _name(self, row: Row) -> str | None:
-        """What the paper calls the run of a row, in this table."""
-        if row.get("control") or row["region_source"] not in ("predicted", "none"):
+        """What the paper calls the run of a row, in this table; None for settings that are not the paper's."""
+        if row.get("control") or row["region_source"] not in ("predicted", "none") or not _as_published(row):
             return None
-        method = str(row["method"])
+        method, layer, other = str(row["method"]), row["layer"], row.get("model_name")
         match method:
             case "dense":
                 return next(iter(self._groups.get("dense", {})), None)
             case "visionzip":
-                return "VisionZip‡" if row.get("model_name") else "VisionZip"
+                return "VisionZip‡" if other else "VisionZip"
             case "plc":
-                return "w/o X^r" if "no_anchor" in str(row.get("model_name") or row["model"]) else "CROP-PLC"
+                return "w/o X^r" if "no_anchor" in str(other or row["model"]) else "CROP-PLC"
             case "ilp" if self.table == "table8":
-                return f"CROP-ILP(K={row['layer']})"
+                return None if other else f"CROP-ILP(K={layer})"
             case "ilp":
-                return "CROP-ILP" if row["layer"] == LAYER else None
-        return METHODS.get(method)
+                return "CROP-ILP" if layer == LAYER and not other else None
+            case "fastv" if layer != LAYER:
+                return None
+        return None if other else METHODS.get(method)
+
+
+def _as_published(row: Row) -> bool:
+    """Whether a run has no arguments and positions but those that its method has by itself."""
+    method, preset = row["method"], PRESETS.get(row["method"], {})
+    own = POSITIONS.get(method, "compact")
+    given = {key: value for key, value in (row.get("options") or {}).items() if (method, key) != ("plc", "compressor")}
+    return row.get("positions") in (None, own) and all(preset.get(key) == value for key, value in given.items())
+
+
+def marked(benchmark: str, n: int) -> bool:
+    """Whether so many questions of a benchmark can be those of Tables 9 and 10."""
+    return (benchmark, n) == (BOXED[0], MARKED)
 
 
 def tabled(row: Row) -> int | float | None:

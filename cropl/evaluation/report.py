@@ -112,12 +112,17 @@ def _total_milliseconds(row: Row) -> float | None:
     """Milliseconds of a question with the tower's, and the localizer's where it told the regions or their size."""
     if not row.get("images") or row.get("encode_seconds") is None:
         return None
-    seconds = row["seconds"] / row["n"] + row["encode_seconds"] / row["images"]
+    seconds = row["seconds"] / seen(row) + row["encode_seconds"] / row["images"]
     if row["region_source"] not in ("gt", "none"):
         if row["region_source"] not in ("predicted", "center", "random") or not row.get("localizer_seconds"):
             return None
-        seconds += row["localizer_seconds"] / row["n"]
+        seconds += row["localizer_seconds"] / seen(row)
     return float(1000 * seconds)
+
+
+def seen(row: Row) -> int:
+    """Questions of a row that have an image: what its tokens, costs and seconds are of."""
+    return int(row["n"]) - int(row.get("text_only") or 0)
 
 
 AXES: Mapping[str, tuple[Callable[[Row], float | None], Axis]] = {
@@ -134,7 +139,7 @@ AXES: Mapping[str, tuple[Callable[[Row], float | None], Axis]] = {
         ),
     ),
     "seconds": (
-        lambda row: 1000 * float(row["seconds"]) / row["n"],
+        lambda row: 1000 * float(row["seconds"]) / seen(row),
         Axis("milliseconds per question in the language model (log scale)", "{:.1f}".format, " ms"),
     ),
     "total seconds": (

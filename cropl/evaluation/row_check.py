@@ -12,36 +12,44 @@ Check = tuple[str, Callable[[Any], bool]]
 """What a value must be, in words and as a test."""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, and no integer beyond a float."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and is_number(value)
 
 
 def _is_interval(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
 
 
 def _is_by_kind(value: Any) -> bool:
     kinds = value.values() if isinstance(value, dict) else [None]
-    return all(isinstance(kind, dict) and _is_number(kind.get("accuracy")) for kind in kinds)
+    return all(isinstance(kind, dict) and is_number(kind.get("accuracy")) for kind in kinds)
 
 
-def _or_null(check: Check) -> Check:
+def or_null(check: Check) -> Check:
+    """The same, and null passes."""
     return f"{check[0]}, or null", lambda value: value is None or check[1](value)
 
 
-NUMBER: Check = ("a number", _is_number)
-POSITIVE: Check = ("a number above 0", lambda value: _is_number(value) and value > 0)
+NUMBER: Check = ("a number", is_number)
+POSITIVE: Check = ("a number above 0", lambda value: is_number(value) and value > 0)
 INTEGER: Check = ("an integer", _is_integer)
 TEXT: Check = ("text", lambda value: isinstance(value, str))
+NAMES: Check = ("a list of names", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
 INTERVAL: Check = ("a list of two numbers", _is_interval)
 
 ARM: Mapping[str, Check] = {
-    "arm": TEXT, "method": TEXT, "region_source": TEXT, "layer": _or_null(INTEGER), "num_layers": INTEGER,
-    "budget": _or_null(NUMBER), "budget_meaning": TEXT, "model": TEXT,
+    "arm": TEXT, "method": TEXT, "region_source": TEXT, "layer": or_null(INTEGER), "num_layers": INTEGER,
+    "budget": or_null(NUMBER), "budget_meaning": TEXT, "model": TEXT,
 }  # fmt: skip
 """What tells an arm from others: every row of a suite has it."""
 
@@ -49,7 +57,7 @@ IDENTITY: Mapping[str, Check] = {**ARM, "benchmark": TEXT, "n": POSITIVE, "seed"
 """What every row has."""
 
 MEASURED: Mapping[str, Check] = {
-    "accuracy": NUMBER, "accuracy_ci95": INTERVAL, "rel_acc": _or_null(NUMBER), "tokens_kept_mean": POSITIVE,
+    "accuracy": NUMBER, "accuracy_ci95": INTERVAL, "rel_acc": or_null(NUMBER), "tokens_kept_mean": POSITIVE,
     "layer_average_tokens": NUMBER, "prefill_flops": POSITIVE, "kv_bytes": NUMBER, "seconds": POSITIVE,
     "accuracy_by_kind": ("a mapping of kinds to their accuracy", _is_by_kind),
 }  # fmt: skip
@@ -59,7 +67,7 @@ JUDGED = ("accuracy", "accuracy_ci95", "accuracy_by_kind")
 """What is null where the answers are scored elsewhere, `score_source` "server"."""
 
 COMPARISON: Mapping[str, Check] = {
-    "a": TEXT, "b": TEXT, "budget": _or_null(NUMBER), "difference": NUMBER, "ci95": INTERVAL
+    "a": TEXT, "b": TEXT, "budget": or_null(NUMBER), "difference": NUMBER, "ci95": INTERVAL
 }  # fmt: skip
 
 OPTIONAL: Mapping[str, Check] = {
@@ -67,6 +75,7 @@ OPTIONAL: Mapping[str, Check] = {
     "model_name": TEXT,
     "control": TEXT,
     "infeasible": TEXT,
+    "seeds": ("a list", lambda value: isinstance(value, list)),
     "options": ("a mapping", lambda value: isinstance(value, dict)),
     "versions": ("a mapping", lambda value: isinstance(value, dict)),
     "prefill_flops_with_localizer": POSITIVE,
@@ -93,7 +102,7 @@ def check_results(results: Any, where: str) -> None:
         check_optional(row, OPTIONAL, f"{where}: row {number}")
         if not row.get("infeasible"):
             elsewhere = row.get("score_source") == "server"
-            measured = {key: _or_null(one) if elsewhere and key in JUDGED else one for key, one in MEASURED.items()}
+            measured = {key: or_null(one) if elsewhere and key in JUDGED else one for key, one in MEASURED.items()}
             check_row(row, measured, f"{where}: row {number} ({row['arm']})")
     check_dense(rows, where)
     if not isinstance(comparisons, list):
@@ -111,7 +120,7 @@ def check_dense(rows: list[Any], where: str) -> None:
 def check_optional(row: Any, checks: Mapping[str, Check], where: str) -> None:
     """As `check_row`; what is null or missing passes."""
     for name, check in checks.items():
-        check_row({name: None, **row}, {name: _or_null(check)}, where)
+        check_row({name: None, **row}, {name: or_null(check)}, where)
 
 
 def check_row(row: Any, checks: Mapping[str, Check], where: str) -> None:
@@ -123,3 +132,5 @@ def check_row(row: Any, checks: Mapping[str, Check], where: str) -> None:
     for name, (kind, test) in checks.items():
         if not test(row[name]):
             raise UsageError(f"{where}: {name} {str(row[name])[:40]!r} must be {kind}; run `cropl evaluate` again")
+    if "layer" in checks and row["method"] == "ilp" and row["layer"] is None:
+        raise UsageError(f"{where}: layer is null, and ILP has one; run `cropl evaluate` again")

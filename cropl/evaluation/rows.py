@@ -19,10 +19,10 @@ from cropl.evaluation.arm_run import Run, default_of
 from cropl.evaluation.arms import Arm
 from cropl.evaluation.costs import Costs
 from cropl.evaluation.names import name
-from cropl.evaluation.official import UNSCORED, Official
+from cropl.evaluation.official import UNSCORED, Official, spread
 from cropl.evaluation.study import Study
 from cropl.metrics.answer import exact_match
-from cropl.metrics.bootstrap import bootstrap_ci, paired_bootstrap_ci
+from cropl.metrics.bootstrap import bootstrap_ci, paired_bootstrap_ci, resampled
 from cropl.metrics.relative import relative_accuracy
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def build_rows(
             if scores:
                 row |= _accuracy(scores[arm.key], scores["dense"], kinds, study)
                 if official is None:
-                    row |= _in_percent(row, float(scores["dense"].mean()))
+                    row |= _in_percent(row, scores[arm.key], scores["dense"], study)
                 else:
                     seeds = [counts[run.key] for run in mine]
                     row |= official.scores(seeds, counts["dense"], study.seed, study.bootstrap)
@@ -150,9 +150,10 @@ def _accuracy(score: np.ndarray, dense: np.ndarray, kinds: Sequence[str], study:
     }
 
 
-def _in_percent(row: Mapping[str, Any], dense: float) -> dict[str, Any]:
+def _in_percent(row: Mapping[str, Any], ours: np.ndarray, dense: np.ndarray, study: Study) -> dict[str, Any]:
     """The official fields where exact match is the score: the accuracies, in percent."""
-    ends = row["vs_dense"]["ci95"]
+    reference = float(dense.mean())
+    drawn = [resampled(values, study.bootstrap, study.seed) for values in (ours, dense)]
     score, ci95, difference = (_percent(row[name]) for name in ("accuracy", "accuracy_ci95", "vs_dense"))
     return {
         "primary": "accuracy",
@@ -161,9 +162,8 @@ def _in_percent(row: Mapping[str, Any], dense: float) -> dict[str, Any]:
         "scores": {"accuracy": score},
         "scores_ci95": {"accuracy": ci95},
         "score_vs_dense": difference,
-        "rel_acc": relative_accuracy({"": row["accuracy"]}, {"": dense}) if dense else None,
-        # of a normal distribution with the paired interval, and of the dense accuracy as it was measured
-        "rel_acc_sd": 100 * (ends[1] - ends[0]) / (2 * 1.96) / dense if dense else None,
+        "rel_acc": relative_accuracy({"": row["accuracy"]}, {"": reference}) if reference else None,
+        "rel_acc_sd": spread(*drawn) if reference else None,
         "score_source": "exact match",
     }
 

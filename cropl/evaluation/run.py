@@ -18,7 +18,7 @@ from cropl.evaluation.collect import check_text_only, collect
 from cropl.evaluation.costs import Costs, fixed_costs, measure_costs
 from cropl.evaluation.facts import circumstances, peak_memory
 from cropl.evaluation.journal import opened
-from cropl.evaluation.localize import localize
+from cropl.evaluation.localize import check_sources, localize
 from cropl.evaluation.official import Official
 from cropl.evaluation.outcome import Outcome, outcome
 from cropl.evaluation.outcome import save as save
@@ -70,23 +70,13 @@ def run_study(
             boxes; a knob that the model cannot have; finds in the folder that are another study's.
     """
     samples = list(samples)[: study.limit]
-    _check_keys(samples)
-    seen = [sample for sample in samples if sample.image is not None]
+    answering: dict[str | None, VLM] = {None: vlm}
+    answering.update(models or {})
     stages = stages or Stages()
+    if vlm.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(vlm.device)
     with torch.inference_mode():
-        if not seen:
-            raise UsageError("no question of the data has an image: there is nothing to prune")
-        grids = _grids(vlm, seen)
-        answering: dict[str | None, VLM] = {None: vlm}
-        answering.update(models or {})
-        check_arms(study.arms, answering, grids)
-        for name, one in answering.items():
-            if _grids(one, seen) != grids:
-                raise UsageError(
-                    f"study: model {name} has other visual tokens than the study's model: compare them apart"
-                )
-        text = [sample for sample in samples if sample.image is None]
-        check_text_only(answering, text)
+        seen, text, grids = check_run(study, samples, answering)
         fixed = fixed_costs(answering, seen, grids, localizer)
         told = fingerprint.of_regions(study, seen, localizer, grounding)
         cache = None if study.cache is None else Path(study.cache, study.benchmark)
@@ -97,19 +87,47 @@ def run_study(
         feasible = [run for run in runs if run.infeasible is None]
         with opened(folder, "answers", fingerprint.of_answers(study, samples, answering), part) as finds:
             answers, blind = collect(study, seen, text, answering, feasible, finds, part, stages)
+            alone = not answers.restored
         if not part.whole:
             return None
         costs: dict[str, Costs] = {}
         for name, one in answering.items():
             costs |= measure_costs(one, [run for run in feasible if run.arm.model == name], answers, fixed, grids)
-    around = {name: circumstances(one) for name, one in answering.items()}
+    around = {name: circumstances(one) | ({} if alone else {"threads": None}) for name, one in answering.items()}
     shared = {
         "recipe": recipe,
         "localizer_readout": str(localizer.readout) if localizer is not None else None,
         "localizer_resolution": fixed.localizer_resolution,
-        "peak_memory_bytes": peak_memory(vlm.device),
+        "peak_memory_bytes": peak_memory(vlm.device) if alone else None,  # of this process, which answered all or not
     }
     return outcome(study, samples, runs, answers, blind, found, grids, costs, official, shared, around)
+
+
+def check_run(
+    study: Study, samples: Sequence[Sample], answering: Mapping[str | None, VLM]
+) -> tuple[list[Sample], list[Sample], list[Tokens]]:
+    """Everything that can be known before any question is answered.
+
+    Returns:
+        The questions with an image, those without, and the token grids of the former.
+
+    Raises:
+        UsageError: as for `run_study`.
+    """
+    samples = samples[: study.limit]
+    _check_keys(samples)
+    seen = [sample for sample in samples if sample.image is not None]
+    text = [sample for sample in samples if sample.image is None]
+    if not seen:
+        raise UsageError(f"{study.benchmark}: no question of the data has an image: there is nothing to prune")
+    grids = _grids(answering[None], seen)
+    check_arms(study.arms, answering, grids)
+    for name, one in answering.items():
+        if _grids(one, seen) != grids:
+            raise UsageError(f"study: model {name} has other visual tokens than the study's model: compare them apart")
+    check_text_only(answering, text)
+    check_sources(study, seen)
+    return seen, text, grids
 
 
 def _check_keys(samples: Sequence[Sample]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cropl.evaluation.markup import cell, code
 from cropl.evaluation.names import called, is_full, name, variant
 from cropl.evaluation.tables import budget, interval, percent, relacc_note, relative, score, scored
 
@@ -34,15 +35,15 @@ class Shape:
 
     def markdown(self) -> str:
         """As a GitHub table; a group's label takes a line of its own."""
-        lines = [f"### {self.title}", "", _line(self.heads), _line(["---"] + ["---:"] * (len(self.heads) - 1))]
+        lines = [f"### {cell(self.title)}", "", _line(self.heads), _line(["---"] + ["---:"] * (len(self.heads) - 1))]
         for label, group in self.groups:
-            lines.append(_line([f"*{label}*"] + [""] * (len(self.heads) - 1)))
+            lines.append(f"| *{cell(label)}* |{'  |' * (len(self.heads) - 1)}")
             lines += [_line(cells) for cells in group]
         return "\n".join([*lines, "", *([self.caption, ""] if self.caption else [])])
 
 
 def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(cell, cells))} |"
 
 
 def shapes(rows: Sequence[Row]) -> list[Shape]:
@@ -62,7 +63,7 @@ def page(results: Mapping[str, Any], title: str, plots: Sequence[str] = ()) -> s
     first = results["rows"][0]
     versions = ", ".join(f"{package} {version}" for package, version in (first.get("versions") or {}).items())
     facts = [
-        f"`cropl evaluate -c {first.get('recipe')}`",
+        code(f"cropl evaluate -c {first.get('recipe')}"),
         f"{first['n']} questions of {first['benchmark']}",
         f"model {first['model']}",
         f"seed {first['seed']}",
@@ -74,7 +75,9 @@ def page(results: Mapping[str, Any], title: str, plots: Sequence[str] = ()) -> s
         'Accuracies in %. Tokens are those that the last decoder layer sees ("kept"), and the mean over all layers. '
         "95 % intervals, FLOPs, bytes and seconds of every row are in the JSON file beside this page."
     )
-    parts = [f"# {title}", "", "; ".join(facts) + ".", "", note, ""]
+    command, *others = facts
+    told = "; ".join([command, *map(cell, others)])
+    parts = [f"# {cell(title)}", "", f"{told}.", "", note, ""]
     parts += [f"![accuracy against {plot}]({title}_{plot.replace(' ', '_')}.svg)\n" for plot in plots]
     parts += [shape.markdown() for shape in shapes(results["rows"])]
     if results.get("comparisons"):

@@ -74,7 +74,11 @@ class Suite:
             own = _benchmark(entry, variables)
             prepare.append(own.pop("prepare", None))
             try:
-                studies.append(Study.from_config({**shared, **own}))
+                limits = [one["limit"] for one in (shared, own) if one.get("limit") is not None]
+                least = {"limit": limits[0]} if len(limits) == 1 else {}
+                if len(limits) == 2 and all(isinstance(limit, int) for limit in limits):
+                    least = {"limit": min(limits)}
+                studies.append(Study.from_config({**shared, **own, **least}))
             except UsageError as error:
                 raise UsageError(f"{_name(entry)}: {error}") from None
         names = [study.benchmark for study in studies]
@@ -106,8 +110,12 @@ def _benchmark(entry: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
     theirs = recipe.load([name]).get("vars") or {}
     given = {f"vars.{key}": value for key, value in variables.items() if key in theirs}
     given |= {f"vars.{key}": value for key, value in own.items()}
-    found = {**recipe.load([name], given), **changes}
-    check_keys(found, [*OF_BENCHMARK, *INSTEAD, "vars"], name)
+    return checked_benchmark({**recipe.load([name], given), **changes}, name)
+
+
+def checked_benchmark(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A merged recipe of a benchmark without its `vars`; UsageError for a key that is wrong or missing."""
+    check_keys(dict(found), [*OF_BENCHMARK, *INSTEAD, "vars"], name)
     for key in ("benchmark", "data"):
         if not found.get(key):
             raise UsageError(f"{name}: key {key!r} is missing")
@@ -123,21 +131,35 @@ SHARED = (
 def summarize(rows: Sequence[Row], benchmarks: Sequence[str]) -> list[dict[str, Any]]:
     """One row per arm over all benchmarks, in the order of the arms.
 
-    Costs are means over the benchmarks that have the arm; RelAcc is the paper's, the mean of score / dense score over
-    those that have both scores.
+    Costs are means over the benchmarks that have the arm. RelAcc is the paper's, the mean of score / dense score: over
+    the benchmarks with the suite's own arms, so that it is of the same ones in all rows; for an arm that none of them
+    has, over those that have it.
     """
     by_arm: dict[str, dict[str, Row]] = {}
     for row in rows:
         by_arm.setdefault(row["arm"], {})[row["benchmark"]] = row
-    dense = _scores(by_arm["dense"])
-    return [_summary(found, dense, benchmarks) for found in by_arm.values()]
+    dense, over = _scores(by_arm["dense"]), relative_over(rows, benchmarks)
+    return [_summary(found, dense, benchmarks, over[arm]) for arm, found in by_arm.items()]
 
 
-def _summary(found: Mapping[str, Row], dense: Mapping[str, float | None], benchmarks: Sequence[str]) -> dict[str, Any]:
+def relative_over(rows: Sequence[Row], benchmarks: Sequence[str]) -> dict[str, list[str]]:
+    """The benchmarks that RelAcc of each arm is over, as far as they have scores; see `summarize`."""
+    arms = [tuple(row["arm"] for row in rows if row["benchmark"] == name) for name in benchmarks]
+    usual = [name for name, mine in zip(benchmarks, arms, strict=True) if mine == max(arms, key=arms.count)]
+    asked: dict[str, list[str]] = {}
+    for name, mine in zip(benchmarks, arms, strict=True):
+        for arm in mine:
+            asked.setdefault(arm, []).append(name)
+    return {arm: [name for name in usual if name in names] or names for arm, names in asked.items()}
+
+
+def _summary(
+    found: Mapping[str, Row], dense: Mapping[str, float | None], benchmarks: Sequence[str], over: Sequence[str]
+) -> dict[str, Any]:
     first = next(iter(found.values()))
     scores = {name: _scores(found).get(name) for name in benchmarks}
     relative = interval = None
-    shared = [name for name in benchmarks if scores[name] is not None and (dense[name] or 0) > 0]
+    shared = [name for name in over if scores[name] is not None and (dense[name] or 0) > 0]
     if shared:
         relative = relative_accuracy({name: scores[name] for name in shared}, dense)
         # Benchmarks are drawn each by itself, so that the variances of their ratios add up.
@@ -150,6 +172,7 @@ def _summary(found: Mapping[str, Row], dense: Mapping[str, float | None], benchm
         "scores": scores,
         "scores_ci95": {name: found[name]["score_ci95"] if name in found else None for name in benchmarks},
         "rel_acc": relative,
+        "rel_acc_over": shared,
         "rel_acc_ci95": interval,
         "tokens_kept": {name: row["tokens_kept_mean"] for name, row in found.items()},
         **{
@@ -166,12 +189,19 @@ def _scores(found: Mapping[str, Row]) -> dict[str, float | None]:
 
 
 def _seconds(row: Row) -> float | None:
-    """Of all questions, with the vision tower, and the localizer where it told the regions or their size."""
+    """Of all questions, each with its own pass of the vision tower, and with what told the regions or their size.
+
+    None where the budget is infeasible, or nobody measured what told the regions.
+    """
     if row["seconds"] is None:
         return None
-    localizing = row["region_source"] in ("predicted", "center", "random")
-    parts = (row["seconds"], row["encode_seconds"], row["text_only_seconds"])
-    return float(sum(parts) + ((row["localizer_seconds"] or 0.0) if localizing else 0.0))
+    localizing: float | None = 0.0
+    if row["region_source"] not in ("gt", "none"):
+        localizing = row["localizer_seconds"] if row["region_source"] in ("predicted", "center", "random") else None
+    if localizing is None:
+        return None
+    encoding = row["encode_seconds"] / row["images"] * (row["n"] - row["text_only"])
+    return float(row["seconds"] + row["text_only_seconds"] + encoding + localizing)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -16,7 +16,6 @@ from cropl.models import region_sources as sources
 from cropl.models.loading import load_config
 from cropl.models.localizer import Localizer
 from cropl.models.vlm import VLM, load_vlm
-from cropl.testbed import weights
 
 MEANINGS = {"per_image": "post_prune", "layer_average": "layer_average"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
@@ -126,15 +125,14 @@ class ArmOptions:
         options: dict[str, Any] = {"dtype": self._dtype, "device": self.device}
         if self.attn is not None:
             options["attn_implementation"] = self.attn
-        folder = weights.resolve(self.pretrained)
         for name, families in (("protocol", ("llava_next",)), ("system", ("llava", "llava_next"))):
             if (value := getattr(self, name)) is not None:
-                if (family := load_config(folder).model_type) not in families:
+                if (family := load_config(self.pretrained).model_type) not in families:
                     raise UsageError(
                         f"model_args {name} {value!r}: {self.pretrained} is a {family} model, which has none"
                     )
                 options[name] = value
-        return load_vlm(folder, **options)
+        return load_vlm(self.pretrained, **options)
 
     def open_source(self, batch_size: int) -> sources.RegionSource | None:
         """Load what tells regions; None where nothing asks for them."""
@@ -142,11 +140,10 @@ class ArmOptions:
             return None
         told: sources.RegionSource
         if self.localizer is not None:
-            folder = weights.resolve(self.localizer)
-            localizer = Localizer.from_pretrained(folder, dtype=self._dtype, device=self.device)
+            localizer = Localizer.from_pretrained(self.localizer, dtype=self._dtype, device=self.device)
             told = sources.Predicted(localizer, batch_size)
         elif self.grounding is not None:
-            vlm = load_vlm(weights.resolve(self.grounding), self._dtype, self.device)
+            vlm = load_vlm(self.grounding, self._dtype, self.device)
             told = sources.ZeroShotGrounding(vlm, batch_size)
         else:
             assert self.regions is not None

@@ -32,21 +32,33 @@ def bootstrap_ci(
     Raises:
         ValueError: no values, or one that is not finite, or a level outside (0, 1).
     """
+    if not 0 < level < 1:
+        raise ValueError(f"bootstrap: level {level!r} must lie in (0, 1)")
+    drawn = resampled(values, n, seed, statistic)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def resampled(
+    values: Sequence[float] | npt.NDArray[np.floating],
+    n: int = 2000,
+    seed: int = 0,
+    statistic: Callable[..., Any] = np.mean,
+) -> npt.NDArray[np.float64]:
+    """The statistic of each of `n` resamples; arguments and errors are those of `bootstrap_ci`."""
     scores = np.asarray(values, dtype=np.float64)
     if scores.ndim != 1 or not scores.size or not np.isfinite(scores).all():
         raise ValueError(f"bootstrap needs a list of finite scores, one per question; got shape {scores.shape}")
-    if not 0 < level < 1 or n < 1:
-        raise ValueError(f"bootstrap: level {level!r} must lie in (0, 1) and n={n!r} be at least 1")
+    if n < 1:
+        raise ValueError(f"bootstrap: n={n!r} must be at least 1")
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // scores.size)
-    resampled = np.concatenate(
+    return np.concatenate(
         [
             statistic(scores[rng.integers(0, scores.size, (min(rows, n - start), scores.size))], axis=1)
             for start in range(0, n, rows)
         ]
     )
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def paired_bootstrap_ci(

@@ -89,6 +89,10 @@ class ClipLlavaVLM(VLM):
     def shard_units(self) -> list[nn.Module]:
         return list(self.decoder.layers)
 
+    @classmethod
+    def with_processor(cls, model: Any, processor: Any) -> Self:
+        return cls(model, processor, bool(getattr(model.config, SYSTEM_KEY, False)))
+
     def prompt_ids(self, question: str) -> list[int]:
         return list(self.tokenizer(self._prompt(question))["input_ids"])
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from cropl.models.placement import WINDOW, Placement, plain
+from cropl.testbed.weights import resolve
 from cropl.tiling import Regions, Tokens
 
 Positions = Literal["sincos", "learned", "none"]
@@ -89,10 +90,11 @@ class Compressor(nn.Module):
         Raises:
             ValueError: the folder holds no compressor, a file is damaged, or the weights do not fit the config.
         """
-        file = Path(folder) / CONFIG
+        place = Path(resolve(str(folder)))
+        file = place / CONFIG
         try:
             made = cls(CompressorConfig(**json.loads(file.read_bytes())))
-            file = Path(folder) / WEIGHTS
+            file = place / WEIGHTS
             made.load_state_dict(load_file(file))
         except FileNotFoundError:
             raise ValueError(

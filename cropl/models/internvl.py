@@ -107,6 +107,10 @@ class InternVLVLM(VLM):
         model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
         return cls(model, InternProcessor(load_image_processor(name_or_path), load_tokenizer(name_or_path)))
 
+    @classmethod
+    def with_processor(cls, model: Any, processor: Any) -> InternVLVLM:
+        return cls(model, InternProcessor(processor.image_processor, processor.tokenizer))
+
     def token_grids(
         self, image_sizes: Sequence[tuple[int, int]], tensors: Mapping[str, Any] | None = None
     ) -> list[TokenMap]:

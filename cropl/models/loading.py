@@ -1,6 +1,7 @@
 """Loading checkpoints through `transformers`, with one clear line for everything that can go wrong.
 
-Weights are read from safetensors only and no code of a checkpoint is ever run.
+Weights are read from safetensors only and no code of a checkpoint is ever run. `testbed:NAME` is a shipped checkpoint
+wherever one is named.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend
 
 from cropl.errors import one_line
+from cropl.testbed.weights import resolve
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -29,13 +31,13 @@ class ModelLoadError(OSError):
 
 def load_config(name_or_path: str) -> PreTrainedConfig:
     """The config of a checkpoint folder or hub name."""
-    return _guarded(name_or_path, "config", lambda: AutoConfig.from_pretrained(name_or_path, trust_remote_code=False))
+    return _guarded(name_or_path, "config", lambda name: AutoConfig.from_pretrained(name, trust_remote_code=False))
 
 
 def load_processor(name_or_path: str) -> Any:
     """The processor of a checkpoint folder or hub name, with the image processor of `load_image_processor`."""
     processor = _guarded(
-        name_or_path, "processor", lambda: AutoProcessor.from_pretrained(name_or_path, trust_remote_code=False)
+        name_or_path, "processor", lambda name: AutoProcessor.from_pretrained(name, trust_remote_code=False)
     )
     # `AutoProcessor` would hand a backend to the tokenizer as well, which has others.
     processor.image_processor = load_image_processor(name_or_path)
@@ -57,10 +59,10 @@ def load_model(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else "auto")
 
-    def load() -> PreTrainedModel:
+    def load(name: str) -> PreTrainedModel:
         with _without_table():
             found: Any = model_class.from_pretrained(
-                name_or_path,
+                name,
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -76,7 +78,9 @@ def load_model(
     return _guarded(name_or_path, "weights", load)
 
 
-def _guarded(name_or_path: str, what: str, load: Callable[[], T]) -> T:
+def _guarded(name_or_path: str, what: str, load: Callable[[str], T]) -> T:
+    """What `load` makes of the folder or hub name."""
+    name_or_path = resolve(name_or_path)
     path = Path(name_or_path)
     is_local = path.exists() or name_or_path.startswith((".", "/", "~"))
     if is_local and not path.is_dir():
@@ -85,7 +89,7 @@ def _guarded(name_or_path: str, what: str, load: Callable[[], T]) -> T:
     level = hub_log.level
     try:
         hub_log.setLevel(logging.ERROR)  # its warnings about retries would bury the one line below
-        return load()
+        return load(name_or_path)
     except (ModelLoadError, torch.OutOfMemoryError):
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
@@ -139,7 +143,7 @@ def _without_table() -> Iterator[None]:
 def load_tokenizer(name_or_path: str) -> Any:
     """The tokenizer of a checkpoint folder or hub name."""
     return _guarded(
-        name_or_path, "tokenizer", lambda: AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        name_or_path, "tokenizer", lambda name: AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     )
 
 
@@ -153,8 +157,8 @@ def load_image_processor(name_or_path: str) -> Any:
         ModelLoadError: it cannot be read, or there is no PIL one for this checkpoint.
     """
 
-    def load() -> Any:
-        found = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=False)
+    def load(name: str) -> Any:
+        found = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
         if not isinstance(found, PilBackend):
             raise ModelLoadError(
                 f"{name_or_path}: its image processor {type(found).__name__} has no PIL backend, the only one used"

@@ -75,6 +75,11 @@ class Qwen2VLVLM(VLM):
         size = trained_max_pixels(model.config) if max_pixels is None else max_pixels
         return cls(model, QwenProcessor(load_image_processor(name_or_path), load_tokenizer(name_or_path), size))
 
+    @classmethod
+    def with_processor(cls, model: Any, processor: Any) -> Self:
+        size = trained_max_pixels(model.config)
+        return cls(model, QwenProcessor(processor.image_processor, processor.tokenizer, size))
+
     @property
     def max_pixels(self) -> int | None:
         """See `VLM`; None without a processor."""

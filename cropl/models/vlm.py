@@ -53,10 +53,8 @@ class VLM(ABC):
 
     def __init__(self, model: Any, processor: Any = None) -> None:
         if not isinstance(model, self.model_class):
-            raise ValueError(
-                f"{type(self).__name__} wraps {self.model_class.__name__}, not {type(model).__name__}; "
-                "load_vlm(path) picks the right class"
-            )
+            names = f"{type(self).__name__} wraps {self.model_class.__name__}, not {type(model).__name__}"
+            raise ValueError(f"{names}; load_vlm(path) picks the right class")
         self.model: Any = model
         self.processor: Any = processor
 
@@ -81,6 +79,11 @@ class VLM(ABC):
         """
         model = load_model(cls.model_class, name_or_path, dtype, device, **model_options)
         return cls(model, load_processor(name_or_path))
+
+    @classmethod
+    def with_processor(cls, model: Any, processor: Any) -> Self:
+        """A loaded model, and the processor that `AutoProcessor` gives for its checkpoint."""
+        return cls(model, processor)
 
     @property
     def base(self) -> nn.Module:

@@ -25,7 +25,6 @@ from cropl.models import region_sources as sources
 from cropl.models.localizer import Localizer
 from cropl.models.vlm import VLM, load_vlm
 from cropl.pruning import InnerLLM, keep_mask, pruned
-from cropl.testbed import weights
 
 if TYPE_CHECKING:
     from cropl.data.sample import Sample
@@ -88,13 +87,13 @@ class AnswererModule(L.LightningModule):
             raise ValueError(f"region_source {region_source!r} needs a localizer")
         localizes = needs_regions and region_source != "gt"
         _check_ahead(ahead, localizer_threads, localizes, isinstance(localizer, str))
-        self.vlm = load_vlm(weights.resolve(model), device="cpu") if isinstance(model, str) else model
+        self.vlm = load_vlm(model, device="cpu") if isinstance(model, str) else model
         self.answering = self.vlm.model.requires_grad_(False).eval()
         self.ahead, self.localizer_threads = ahead, localizer_threads
         self.localizer: Localizer | str | None = None
         if localizes:
             if isinstance(localizer, str) and not ahead:  # ahead, another process loads it
-                localizer = Localizer.from_pretrained(weights.resolve(localizer), device="cpu")
+                localizer = Localizer.from_pretrained(localizer, device="cpu")
             self.localizer = localizer
         if self.localizer is not None and not isinstance(self.localizer, str):
             self.locating = self.localizer.vlm.model.requires_grad_(False).eval()

@@ -17,7 +17,6 @@ from cropl.models.export import full_state
 from cropl.modules.documents import Picture, Shown, check_without_grid, pictures_of, unseen
 from cropl.modules.instruction import InstructionModule
 from cropl.prompt import RegionCodec, localizer_prompt
-from cropl.testbed import weights
 from cropl.tiling import Tokens
 
 RegionSource = Literal["gt", "predicted", "whole"]
@@ -81,7 +80,7 @@ class CompressorModule(InstructionModule):
         self.regions, self.instruction_regions, self.target = regions, instruction_regions, target
         width = int(self.vlm.decoder.config.hidden_size)
         if compressor is not None:
-            self.compressor = Compressor.from_pretrained(weights.resolve(compressor)).train()
+            self.compressor = Compressor.from_pretrained(compressor).train()
             if self.compressor.config.width != width:
                 raise ValueError(
                     f"compressor {compressor} has the width {self.compressor.config.width}, and {checkpoint} {width}: "

@@ -11,7 +11,7 @@ from cropl.bench import pipeline as bench
 from cropl.bench.pipeline import PHASES, measure, questions, ratios
 from cropl.bench.pipeline_beside import Beside
 from cropl.errors import RunError
-from cropl.evaluation.pipeline.answer import Answerer
+from cropl.evaluation.pipeline.answer import AnswerStage
 from cropl.evaluation.pipeline.items import Failed
 from cropl.evaluation.pipeline.stage import ThreadStage
 from cropl.models.vlm import load_vlm
@@ -75,7 +75,7 @@ def test_what_is_not_answered_says_why_and_leaves_no_localizer(tiny_llava, monke
         raise RuntimeError("no thread")
 
     monkeypatch.setattr(bench, "ProcessStage", started)
-    monkeypatch.setattr(Answerer, "__call__", lambda self, asked, located: [Failed("the head is lost")] * len(asked))
+    monkeypatch.setattr(AnswerStage, "__call__", lambda self, asked, located: [Failed("the head is lost")] * len(asked))
     vlm = load_vlm(tiny_llava)
     with pytest.raises(RunError, match="not answered: the head is lost"):
         measure(vlm, Told, 2, 3, 1)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from PIL import Image
 
-from cropl.evaluation.pipeline.answer import Answered, Answerer
+from cropl.evaluation.pipeline.answer import Answered, AnswerStage
 from cropl.evaluation.pipeline.locate import Locator
 from cropl.grid import Region
 
@@ -50,7 +50,7 @@ class Told:
         return [region_of(question) for question in questions]
 
 
-class Answers(Answerer):
+class Answers(AnswerStage):
     """Answers with the question itself: `mute ...` fails, `crowd ...` fails in company."""
 
     def __init__(self, batch_size: int, work: Callable[[list[str]], None] = lambda questions: None) -> None:

@@ -23,7 +23,7 @@ ARMS = [
     {"method": "random", "layer": 1, "budget": 16},
     {"method": "fastv", "layer": 1, "budget": 16},
 ]
-TIMES = ("seconds", "encode_seconds", "localizer_seconds", "peak_memory_bytes", "text_only_seconds")
+TIMES = ("seconds", "encode_seconds", "localizer_seconds", "peak_memory_bytes", "text_only_seconds", "threads")
 
 
 def study(**changes):
@@ -165,3 +165,13 @@ def test_questions_without_an_image_are_asked_once_for_all_arms(uninterrupted):
     dense, ilp = results["rows"][:2]
     assert dense["tokens_kept_mean"] == 576 or dense["tokens_kept_mean"] == dense["tokens_kept_min"]
     assert ilp["tokens_kept_mean"] == pytest.approx(16, abs=1)  # of the questions about an image
+
+
+def test_a_part_whose_others_never_come_goes_on_alone(world, uninterrupted, tmp_path, monkeypatch, caplog):
+    """Parts may be run one after the other, or one may have died."""
+    monkeypatch.setattr("cropl.evaluation.locating.POLL", 0)
+    monkeypatch.setattr("cropl.evaluation.locating.PATIENCE", 0)
+    for index in range(3):
+        assert run(world, tmp_path, part=Part(index, 3)) is None
+    assert "goes on alone" in caplog.text
+    assert plain(run(world, tmp_path)) == uninterrupted

@@ -14,6 +14,7 @@ from cropl.benchmarks.mme import Mme
 from cropl.benchmarks.pope import Pope
 from cropl.benchmarks.scoring import compare, exact, tally
 from cropl.benchmarks.vqav2 import VqaV2
+from cropl.errors import UsageError
 from cropl.evaluation.official import UNSCORED, Official, spread
 from cropl.evaluation.run import run_study
 from cropl.evaluation.study import Study
@@ -170,6 +171,17 @@ def test_a_limit_leaves_the_others_out_of_the_score() -> None:
     assert exact(first.benchmark, first.truths, counts)["accuracy"] == pytest.approx(100 * np.mean(mine))
     for limit in (None, len(whole.ids), 1000):
         assert Official.joined(whole.benchmark, whole.truths, whole.ids, limit).complete
+
+
+def test_a_limit_that_cuts_a_pair_in_two_is_told_before_anything_is_answered() -> None:
+    truths = yes_or_no(4, ("count",))
+    ids = [truth.id for truth in truths]
+    with pytest.raises(UsageError, match="limit 5: mme: an image with 1 questions; .*take one more or fewer"):
+        Official.joined(Mme(), truths, ids, 5)
+    assert len(Official.joined(Mme(), truths, ids, 4).truths) == 4
+    assert len(Official.joined(Pope(), truths, ids, 5).truths) == 5
+    asked = [Truth(str(i), (), counted=False) for i in range(3)]
+    assert not Official.joined(VqaV2(), asked, ["0", "1", "2"], 2).scored
 
 
 @pytest.fixture(scope="module")

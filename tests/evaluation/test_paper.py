@@ -63,12 +63,33 @@ def test_figures_are_those_of_the_row():
     [
         arm("ilp", 64, layer=3), arm("ilp", 64, region_source="gt"), arm("ilp", 100), arm("ilp", 64.0 / 576),
         arm("dense", control="blank_image"), arm("random", 64), arm("sparsevlm+", 64), arm("hybrid", 64),
-        arm("plc", tokens_kept_mean=132.0), arm("ilp", None),
+        arm("plc", tokens_kept_mean=132.0), arm("ilp", None), arm("ilp", 64, positions="compact"),
+        arm("ilp", 64, model_name="tuned"), arm("fastv", 64, layer=3), arm("fastv", 64, positions="compact"),
+        arm("fastv", 64, model_name="tuned"), arm("pyramiddrop", 64, positions="original"),
+        arm("pyramiddrop", 64, options={"layers": [2, 4]}), arm("sparsevlm", 64, options={"recycle": 0.0}),
+        arm("visionzip", 64, options={"contextual": 8}), arm("prune", 64, options={"layer": 1}),
+        arm("plc", tokens_kept_mean=68.0, model_name="plc", options={"compressor": "plc", "anchor": False}),
     ],
     ids=str,
 )  # fmt: skip
 def test_what_the_paper_does_not_have_has_no_counterpart(row):
     assert Paper("LLaVA-1.5-7B", "table2").row(row) is None
+
+
+def test_settings_that_a_method_has_by_itself_are_the_papers():
+    """Rows say positions, and a short name's own arguments, also where the recipe does not."""
+    table = Paper("LLaVA-1.5-7B", "table2")
+    for method, positions in {
+        "fastv": "original", "ilp": "original", "sparsevlm": "compact", "pyramiddrop": "compact", "visionzip": "compact"
+    }.items():  # fmt: skip
+        assert table.row(arm(method, 64, positions=positions)) == table.row(arm(method, 64)) is not None
+    plc = arm("plc", tokens_kept_mean=68.0, positions="compact", model_name="plc", options={"compressor": "plc"})
+    assert table.row(plc) is not None
+    prune = arm("prune", 64, positions="compact", options={"layer": 0, "positions": "compact"})
+    assert Paper("LLaVA-1.5-7B", "table5").row(prune) is not None
+    deep = Paper("LLaVA-1.5-7B", "table8")
+    assert deep.row(arm("ilp", 64, layer=5, positions="original")) is not None
+    assert deep.row(arm("ilp", 64, layer=5, positions="compact")) is None
 
 
 def test_models_without_figures_in_a_table_have_none():
@@ -97,7 +118,9 @@ def test_sources_and_recall_are_of_textvqa():
         paper.source("center", arm("ilp"), "textvqa") == 49.78 and paper.source("dense", arm("ilp"), "textvqa") == 55.9
     )
     assert paper.source("center", arm("ilp"), "gqa") is None and paper.source("file", arm("ilp"), "textvqa") is None
-    assert paper.source("gt", arm("ilp", layer=3), "textvqa") is None
+    for other in ({"layer": 3}, {"positions": "compact"}, {"model_name": "tuned"}, {"options": {"margin": 1}}):
+        assert paper.source("gt", arm("ilp", **other), "textvqa") is None
+        assert paper.source("dense", arm("ilp", **other), "textvqa") is None
     recall = Paper("LLaVA-1.5-13B", "table9").recall("textvqa")
     assert recall is not None and recall["above_0.7"] == 2802
     assert Paper("LLaVA-1.5-13B", "table9").recall("gqa") is None

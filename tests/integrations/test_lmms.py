@@ -14,7 +14,7 @@ from PIL import Image
 from cropl.budget import apply_factor
 from cropl.errors import UsageError
 from cropl.evaluation.arms import METHODS
-from cropl.evaluation.pipeline.answer import Answerer
+from cropl.evaluation.pipeline.answer import AnswerStage
 from cropl.evaluation.pipeline.items import Asked
 from cropl.evaluation.pipeline.locate import locate_batch
 from cropl.integrations import arm_options
@@ -78,7 +78,7 @@ def texts(results):
 def by_hand(llava, localizer, method, **options):
     """Answers of `cropl answer`'s two stages, one question at a time."""
     asked = [Asked(one.picture(), one.question) for one in QUESTIONS]
-    answerer = Answerer(llava, method, batch_size=1, max_new_tokens=8, **options)
+    answerer = AnswerStage(llava, method, batch_size=1, max_new_tokens=8, **options)
     return [answerer([one], locate_batch(localizer, [one]))[0] for one in asked]
 
 

@@ -19,7 +19,7 @@ from cropl.budget import apply_factor
 from cropl.evaluation.pipeline.items import Asked, Failed, Located, isolated
 from cropl.grid import Region
 from cropl.models.vlm import VLM
-from cropl.pruning import ILP, InnerLLM, PreLLM, keep_mask, pruned
+from cropl.pruning import ILP, Dense, InnerLLM, PreLLM, keep_mask, pruned
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.select import scaled_layer
 
@@ -42,7 +42,12 @@ class _Row:
     region: Region | None
 
 
-class Answerer:
+def takes_regions(method: InnerLLM | PreLLM) -> bool:
+    """Whether a method keeps what regions say, and cannot do without any."""
+    return method.needs_regions if isinstance(method, PreLLM) else method.needs_request
+
+
+class AnswerStage:
     """Answers with one model and one method.
 
     Args:
@@ -66,9 +71,15 @@ class Answerer:
         batch_size: int = 8,
         max_new_tokens: int = 32,
     ) -> None:
-        check_model(vlm)
         self.method = method or ILP(layer=scaled_layer(2, vlm.num_layers))
-        check_method(self.method, vlm.num_layers, requested=True)
+        self.takes_regions = takes_regions(self.method)
+        if not isinstance(self.method, Dense):
+            check_model(vlm)
+        check_method(self.method, vlm.num_layers, requested=self.takes_regions)
+        if not self.takes_regions and (budget is not None or factor is not None):
+            raise ValueError(
+                f"{self.method.name} takes no regions, which a budget or factor is about: give the tokens to the method"
+            )
         if budget is not None and factor is not None:
             raise ValueError("give either a budget or a factor, not both: both say how many tokens an image keeps")
         if isinstance(self.method, PreLLM) and (budget is not None or factor is not None):
@@ -102,19 +113,23 @@ class Answerer:
         began = time.perf_counter()
         vlm, method = self.vlm, self.method
         inputs = vlm.inputs([row.image for row in rows], [row.question for row in rows])
-        wish: dict[str, Any]
-        if isinstance(method, PreLLM):
+        wish: dict[str, Any] = {}
+        if not self.takes_regions:
+            pass
+        elif isinstance(method, PreLLM):
             wish = {"regions": [row.region or Region.full() for row in rows], "grids": inputs.grids}
         else:
             wish = {"keep": [self._keep(row.region, grid) for row, grid in zip(rows, inputs.grids)]}
-        with pruned(vlm, method, **wish) as patch:
+        if isinstance(method, Dense):  # also of models that cannot be pruned
             texts = vlm.generate(inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
-        assert patch.kept_B is not None
+            left = [grid.num_tokens for grid in inputs.grids]
+        else:
+            with pruned(vlm, method, **wish) as patch:
+                texts = vlm.generate(inputs, max_new_tokens=self.max_new_tokens, do_sample=False)
+            assert patch.kept_B is not None
+            left = patch.kept_B.tolist()
         seconds = (time.perf_counter() - began) / len(rows)
-        return [
-            Answered(text, kept, grid.num_tokens, seconds)
-            for text, kept, grid in zip(texts, patch.kept_B.tolist(), inputs.grids)
-        ]
+        return [Answered(text, kept, grid.num_tokens, seconds) for text, kept, grid in zip(texts, left, inputs.grids)]
 
     def _keep(self, region: Region | None, grid: Any) -> Tensor:
         """Bool (V,): all where there is no region, whatever the budget."""

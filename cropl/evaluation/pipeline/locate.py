@@ -15,7 +15,6 @@ from cropl.grid import Region
 from cropl.models.localizer import Localizer
 from cropl.models.region_sources import ZeroShotGrounding
 from cropl.models.vlm import load_vlm
-from cropl.testbed import weights
 
 
 class Locator(Protocol):
@@ -41,10 +40,9 @@ class Load:
     zero_shot: bool = False
 
     def __call__(self) -> Locator:
-        folder = weights.resolve(self.name)
         if self.zero_shot:
-            return Grounded(ZeroShotGrounding(load_vlm(folder, self.dtype, self.device)))
-        return Localizer.from_pretrained(folder, dtype=self.dtype, device=self.device)
+            return Grounded(ZeroShotGrounding(load_vlm(self.name, self.dtype, self.device)))
+        return Localizer.from_pretrained(self.name, dtype=self.dtype, device=self.device)
 
 
 class Grounded:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cropl.evaluation.pipeline.answer import Answerer
+from cropl.evaluation.pipeline.answer import AnswerStage
 from cropl.evaluation.pipeline.items import Failed, Located
 from cropl.evaluation.pipeline.locate import Load, Locator
 from cropl.evaluation.pipeline.process import ProcessStage
@@ -25,7 +25,6 @@ from cropl.evaluation.pipeline.stage import Stage, ThreadStage
 from cropl.grid import Region
 from cropl.models.vlm import VLM, load_vlm
 from cropl.pruning import InnerLLM, PreLLM
-from cropl.testbed import weights
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Pipeline(Iterator[Result]):
     """
 
     def __init__(
-        self, pairs: Iterable[Any], stage: Stage, answerer: Answerer, batch_size: int, window: int, ahead: int
+        self, pairs: Iterable[Any], stage: Stage, answerer: AnswerStage, batch_size: int, window: int, ahead: int
     ) -> None:
         self.done = self.fallbacks = self.errors = 0
         self.waited = 0.0
@@ -200,8 +199,8 @@ def pipeline(
         threads = max(1, torch.get_num_threads() // 2) if threads is None else threads
         stage = ProcessStage(localizer, threads, timeout, must_localize)
     try:
-        vlm = model if isinstance(model, VLM) else load_vlm(weights.resolve(model), dtype, device)
-        answerer = Answerer(vlm, method, budget, factor, batch_size, max_new_tokens)
+        vlm = model if isinstance(model, VLM) else load_vlm(model, dtype, device)
+        answerer = AnswerStage(vlm, method, budget, factor, batch_size, max_new_tokens)
         return Pipeline(pairs, stage, answerer, batch_size, window, ahead)
     except BaseException:
         stage.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cropl.evaluation.plot import COLORS
@@ -17,6 +18,14 @@ MARKERS = "osD^vPX"
 INK = "#20242e"
 Point = tuple[float, float, Sequence[float] | None, float | None]
 """Across, ours, its interval, and the paper's."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot as SVG text, and whether it has hollow markers, the paper's figures."""
+
+    svg: str
+    hollow: bool = False
 
 
 @contextmanager
@@ -59,10 +68,17 @@ def as_svg(figure: Figure) -> str:
     return out.getvalue()
 
 
-def draw_line(axis: Axes, points: Sequence[Point], place: int, label: str) -> None:
-    """A line with filled markers and intervals; hollow markers on a dotted line where the paper has values."""
+def draw_line(axis: Axes, points: Sequence[Point], place: int, label: str) -> bool:
+    """A line with filled markers and intervals, and hollow ones on a dotted line where the paper has values; if it had.
+
+    Args:
+        axis: where it is drawn.
+        points: from left to right.
+        place: of the line among all, which its colour and marker follow from.
+        label: in the legend.
+    """
     if not points:
-        return
+        return False
     color, marker = COLORS[place % len(COLORS)], MARKERS[(place + place // len(COLORS)) % len(MARKERS)]
     across, ours = [point[0] for point in points], [point[1] for point in points]
     axis.plot(across, ours, color=color, marker=marker, markersize=5, linewidth=1.5, label=label, zorder=3)
@@ -73,6 +89,7 @@ def draw_line(axis: Axes, points: Sequence[Point], place: int, label: str) -> No
     if printed:
         axis.plot(*zip(*printed, strict=True), color=color, marker=marker, markersize=5, markerfacecolor="white",
                   linestyle=":", linewidth=1, zorder=2)  # fmt: skip
+    return bool(printed)
 
 
 def token_ticks(axis: Axes, places: Sequence[float]) -> None:

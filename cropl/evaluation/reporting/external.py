@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cropl.errors import UsageError, nearest
+from cropl.evaluation.row_check import is_number
 from cropl.evaluation.shapes import dense_of
+from cropl.evaluation.suite import relative_over
 from cropl.metrics.relative import relative_accuracy
 
 
@@ -26,11 +27,14 @@ def read_scores(path: Path) -> dict[str, float]:
     if not isinstance(found, dict) or not found:
         raise UsageError(f"{path}: must hold a score for each arm, such as {{\"dense\": 78.5}}")  # fmt: skip
     for arm, score in found.items():
-        number = isinstance(score, (int, float)) and not isinstance(score, bool)
-        if not number or not math.isfinite(score) or score < 0:
+        if not is_number(score) or score < 0:
             raise UsageError(f"{path}: the score of {arm!r} is {str(score)[:40]!r}, and must be a number from 0 on")
-    if max(found.values()) <= 1:
-        raise UsageError(f"{path}: no score is above 1; give percent, or the benchmark's points, not shares")
+    if share := next((arm for arm, score in found.items() if 0 < score <= 1), None):
+        raise UsageError(
+            f"{path}: the score of {share!r} is {found[share]}; give percent, or the benchmark's points, not shares"
+        )
+    if not any(found.values()):
+        raise UsageError(f"{path}: no score is above 0")
     return found
 
 
@@ -67,11 +71,15 @@ def with_scores(results: Mapping[str, Any], benchmark: str, scores: Mapping[str,
     assert dense is not None, "a suite is checked before"
     reference = {**dense["scores"], benchmark: scores[dense["arm"]]}
     reference = {name: score for name, score in reference.items() if score is not None and score > 0}
-    suite = []
+    over, suite = relative_over(results["rows"], results["benchmarks"]), []
     for row in results["suite"]:
         if row["arm"] in scores:
             mine = {**row["scores"], benchmark: scores[row["arm"]]}
-            row = {**row, "scores": mine, "rel_acc": relative_accuracy(mine, reference), "rel_acc_ci95": None}
+            shared = [name for name in over[row["arm"]] if mine.get(name) is not None and name in reference]
+            row = {**row, "scores": mine, "rel_acc_over": shared}
+            if benchmark in shared:
+                row |= {"rel_acc": relative_accuracy({one: mine[one] for one in shared}, reference)}
+                row |= {"rel_acc_ci95": None}
         suite.append(row)
     dense_score = reference.get(benchmark)
     rows = [

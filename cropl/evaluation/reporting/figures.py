@@ -11,15 +11,21 @@ from dataclasses import dataclass
 from cropl.evaluation.names import benchmark_name
 from cropl.evaluation.paper import Paper
 from cropl.evaluation.plot import COLORS, pareto
-from cropl.evaluation.reporting.drawing import INK, Point, add_legend, as_svg, draw_line, drawing, token_ticks
+from cropl.evaluation.reporting.drawing import INK, Plot, Point, add_legend, as_svg, draw_line, drawing, token_ticks
 from cropl.evaluation.reporting.results import Results, Row, compared, known_paper
 from cropl.evaluation.shapes import budget_key, budgets
 
 RELACC = "RelAcc"
 
 
-def figures(suite: Results, recalls: Mapping[str, Sequence[float]]) -> dict[str, str]:
-    """SVG text of every plot that the suite fills, by a short name.
+BY_METHOD = ("table2", "table3", "table7")
+"""Tables of the paper whose runs stand by method and budget, as the plots against tokens do."""
+OTHERS = ("table5", "table6", "table8")
+"""Tables with runs and scores of their own: theirs are drawn where a suite is of them."""
+
+
+def figures(suite: Results, recalls: Mapping[str, Sequence[float]]) -> dict[str, Plot]:
+    """Every plot that the suite fills, by a short name.
 
     Args:
         suite: whose rows are drawn.
@@ -31,7 +37,7 @@ def figures(suite: Results, recalls: Mapping[str, Sequence[float]]) -> dict[str,
         "layers": _against_layers(suite),
         "recall": _recall({name: values for name, values in recalls.items() if values}),
     }
-    return {name: svg for name, svg in found.items() if svg}
+    return {name: plot for name, plot in found.items() if plot is not None}
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,14 @@ class _View:
         return f"{RELACC if panel == RELACC else benchmark_name(panel)}, {unit}"
 
 
-def _against_tokens(suite: Results, panels: Sequence[str], front: bool = False) -> str:
+def _counterpart(suite: Results) -> Paper:
+    """The paper's figures for plots against tokens: of the table that the suite names, else of the model's own."""
+    named = [key for key in suite.results.get("tables") or () if key in (*BY_METHOD, *OTHERS)]
+    printed = [known_paper(suite, table) for table in (*named, *BY_METHOD)]
+    return next((one for one in printed if one.known), printed[0])
+
+
+def _against_tokens(suite: Results, panels: Sequence[str], front: bool = False) -> Plot | None:
     """Each panel's value against tokens kept (log scale), a line per method; `front` marks the Pareto front."""
     runs: dict[str, list[Row]] = {}
     for row in compared(suite):
@@ -81,14 +94,14 @@ def _against_tokens(suite: Results, panels: Sequence[str], front: bool = False) 
             per_layer = " (per layer)" if row["budget_meaning"] == "layer_average" else ""
             runs.setdefault(suite.name(row) + per_layer, []).append(row)
     rows = [row for group in runs.values() for row in group]
-    printed = [known_paper(suite, table) for table in ("table2", "table3", "table7")]
-    counterpart = next((one for one in printed if one.known), printed[0])
+    counterpart = _counterpart(suite)
     view = _View(suite, counterpart, suite.columns(counterpart, [suite.dense, *rows]))
     panels = view.shown(panels, rows)
     if not panels:
-        return ""
+        return None
     size = (9.0, max(3.6, 0.19 * (len(runs) + 4))) if front else (3.6, 2.9)
     with drawing(len(panels), "visual tokens kept, mean (log scale)", *size) as (figure, axes):
+        hollow = False
         for axis, panel in zip(axes, panels, strict=True):
             dense, interval = view.value(suite.dense, panel)
             if dense is not None:
@@ -99,7 +112,7 @@ def _against_tokens(suite: Results, panels: Sequence[str], front: bool = False) 
             for place, (name, group) in enumerate(runs.items()):
                 found = (view.point(row, panel, _tokens(row, panel)) for row in group)
                 points = sorted((point for point in found if point is not None), key=lambda point: point[0])
-                draw_line(axis, points, place, name)
+                hollow |= draw_line(axis, points, place, name)
                 drawn += points
             across = {point[0] for point in drawn}
             if front and dense is not None:
@@ -109,8 +122,8 @@ def _against_tokens(suite: Results, panels: Sequence[str], front: bool = False) 
                 across.add(at)
             axis.set(xscale="log", title=view.label(panel))
             token_ticks(axis, sorted(across))
-        add_legend(figure, axes, counterpart.known)
-        return as_svg(figure)
+        add_legend(figure, axes, hollow)
+        return Plot(as_svg(figure), hollow)
 
 
 def _tokens(row: Row, panel: str) -> float:
@@ -119,7 +132,7 @@ def _tokens(row: Row, panel: str) -> float:
     return float(row["tokens_kept_mean"] if kept is None else kept)
 
 
-def _against_layers(suite: Results) -> str:
+def _against_layers(suite: Results) -> Plot | None:
     """RelAcc and each benchmark against K, a line per budget that has several K."""
     rows = [row for row in suite.rows if row["method"] == "ilp" and row["region_source"] == "predicted"]
     rows = [row for row in rows if not row.get("infeasible")]
@@ -133,10 +146,11 @@ def _against_layers(suite: Results) -> str:
 
     panels = [panel for panel in (RELACC, *suite.benchmarks) if len(layers(panel)) > 1]
     if not panels:
-        return ""
+        return None
     from matplotlib.ticker import MaxNLocator
 
     with drawing(len(panels), "K, layers that see every token") as (figure, axes):
+        hollow = False
         for axis, panel in zip(axes, panels, strict=True):
             dense, _ = view.value(suite.dense, panel)
             if dense is not None:
@@ -145,17 +159,17 @@ def _against_layers(suite: Results) -> str:
                 found = (view.point(row, panel, row["layer"]) for row in rows if budget_key(row) == key)
                 size = f"{100 * key[1]:.3g} % of tokens" if isinstance(key[1], float) else f"{key[1]} tokens"
                 label = f"ILP, {size}{' per layer' if key[0] == 'layer_average' else ''}"
-                draw_line(axis, [point for point in found if point is not None], place, label)
+                hollow |= draw_line(axis, [point for point in found if point is not None], place, label)
             axis.set(title=view.label(panel))
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        add_legend(figure, axes, counterpart.known)
-        return as_svg(figure)
+        add_legend(figure, axes, hollow)
+        return Plot(as_svg(figure), hollow)
 
 
-def _recall(recalls: Mapping[str, Sequence[float]]) -> str:
+def _recall(recalls: Mapping[str, Sequence[float]]) -> Plot | None:
     """A histogram per benchmark, in bins of 0.1: recall 1 is in the last one."""
     if not recalls:
-        return ""
+        return None
     with drawing(len(recalls), "area recall of the predicted region") as (figure, axes):
         for axis, (benchmark, values) in zip(axes, recalls.items(), strict=False):
             shares = [100 * count / len(values) for count in histogram(values)]
@@ -166,7 +180,7 @@ def _recall(recalls: Mapping[str, Sequence[float]]) -> str:
             axis.set(title=title, xlim=(0, 1))
             axis.set_ylabel("questions, %")
             axis.grid(False, axis="x")
-        return as_svg(figure)
+        return Plot(as_svg(figure))
 
 
 def histogram(values: Sequence[float]) -> list[int]:

@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from html import escape
 
+from cropl.evaluation import markup
 from cropl.evaluation.reporting.table import Cell, Line, Table
 
 UNPAIRED = "A line without the paper's below it is not in the paper's table."
@@ -27,25 +28,22 @@ def _stacked(line: Line) -> list[list[str]]:
     return rows
 
 
-_MARKDOWN = str.maketrans({"|": "\\|", "*": "\\*", "<": "&lt;"})
-
-
 def markdown(table: Table) -> str:
     """A GitHub table; a group's label takes a line of its own, the paper's figures are in italics."""
 
     def row(cells: Sequence[str]) -> str:
-        return f"| {' | '.join(cell.translate(_MARKDOWN) for cell in cells)} |"
+        return f"| {' | '.join(map(markup.cell, cells))} |"
 
-    lines = [f"### {table.title}", "", row([table.head, *table.columns])]
+    lines = [f"### {markup.cell(table.title)}", "", row([table.head, *table.columns])]
     lines.append(f"| --- |{' ---: |' * len(table.columns)}")
     for label, group in table.groups:
         if label:
-            lines.append(f"| **{label}** |{'  |' * len(table.columns)}")
+            lines.append(f"| **{markup.cell(label)}** |{'  |' * len(table.columns)}")
         for line in group:
             mine, *below = _stacked(line)
             lines.append(row(mine))
-            lines += [f"| {' | '.join(f'*{c}*' if c != '-' else c for c in cells)} |" for cells in below]
-    lines += ["", *(f"- {note}".replace("* scored", "\\* scored") for note in notes(table)), ""]
+            lines += [f"| {' | '.join(f'*{markup.cell(c)}*' if c != '-' else c for c in cells)} |" for cells in below]
+    lines += ["", *(f"- {markup.cell(note)}" for note in notes(table)), ""]
     return "\n".join(lines)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from cropl.evaluation import gallery, report
 from cropl.evaluation.files import write_atomically, write_json
+from cropl.evaluation.markup import cell
 from cropl.evaluation.names import benchmark_name
 from cropl.evaluation.reporting import formats, stored
+from cropl.evaluation.reporting.drawing import Plot
 from cropl.evaluation.reporting.figures import figures
 from cropl.evaluation.reporting.results import Results, Row
 from cropl.evaluation.reporting.suite_tables import missing, tables
@@ -27,12 +29,13 @@ TIPS = "95 % bootstrap intervals show when the pointer rests on a score."
 PLOTS = {
     "scores": (
         "Scores against tokens",
-        "Bars are 95 % intervals; hollow markers are the paper's own figures.",
+        "Bars are 95 % intervals.",
     ),
     "rel_acc": ("RelAcc against tokens", "The grey band is the Pareto front: what no run with fewer tokens reaches."),
     "layers": ("The pruning layer K", "Scores of ILP with predicted regions before every K that was run."),
     "recall": ("Area recall of the localizer", "Of questions with boxes, in bins of 0.1; recall 1 is in the last."),
 }
+HOLLOW = "Hollow markers are the paper's own figures."
 PER_GROUP = 2
 """Pictures of each group and benchmark in the gallery."""
 
@@ -55,8 +58,8 @@ def write(results: Mapping[str, Any], folder: Path, name: str, out: Path) -> str
         if (path := folder / benchmark / "predictions.jsonl").is_file()
     }
     plots = figures(suite, {benchmark: one.recalls for benchmark, one in answers.items()})
-    for plot, svg in plots.items():
-        write_atomically(out / f"{name}_{plot}.svg", svg)
+    for key, plot in plots.items():
+        write_atomically(out / f"{name}_{key}.svg", plot.svg)
     write_json(out / f"{name}.json", results)
     write_atomically(out / f"{name}.md", markdown(suite, found, name, list(plots)))
     write_atomically(out / f"{name}.tex", formats.latex(found))
@@ -87,11 +90,11 @@ def _how(found: Sequence[Table]) -> str:
 def markdown(suite: Results, found: Sequence[Table], name: str, plots: Sequence[str]) -> str:
     """The page as Markdown; its plots are files beside it."""
     about = "Intervals, FLOPs, bytes and seconds of every row are in the CSV and JSON files beside this page."
-    parts = [f"# {name}", "", _facts(suite), "", f"{_how(found)} {about}", ""]
+    parts = [f"# {cell(name)}", "", cell(_facts(suite)), "", f"{_how(found)} {about}", ""]
     parts += [f"![{PLOTS[plot][0]}]({name}_{plot}.svg)\n" for plot in plots]
     parts += [formats.markdown(table) for table in found]
     if told := _missing(suite):
-        parts += [told, ""]
+        parts += [cell(told), ""]
     for benchmark, pairs in _pairs(suite).items():
         parts.append(comparisons(pairs, f"Paired comparisons on {benchmark_name(benchmark)}").markdown())
     return "\n".join(parts)
@@ -101,7 +104,7 @@ def html(
     suite: Results,
     found: Sequence[Table],
     name: str,
-    plots: Mapping[str, str],
+    plots: Mapping[str, Plot],
     answers: Mapping[str, stored.Stored],
     shown: Row | None,
 ) -> str:
@@ -119,12 +122,16 @@ def html(
         title=f"{report.short_name(first['model'])}: {name}",
         subtitle=_facts(suite),
         how=f"{_how(found)} {TIPS}",
-        figures=_figures(suite, shown),
+        figures=_figures(suite, found, shown),
         tables=[{"title": table.title, "html": formats.html(table)} for table in found],
         missing=_missing(suite),
         plots=[
-            {"title": PLOTS[plot][0], "note": PLOTS[plot][1], "data": base64.b64encode(svg.encode()).decode()}
-            for plot, svg in plots.items()
+            {
+                "title": PLOTS[key][0],
+                "note": " ".join([PLOTS[key][1], *([HOLLOW] if plot.hollow else [])]),
+                "data": base64.b64encode(plot.svg.encode()).decode(),
+            }
+            for key, plot in plots.items()
         ],
         comparisons=[
             {"title": benchmark_name(benchmark), "html": comparisons_html(pairs)}
@@ -148,12 +155,23 @@ def _pairs(suite: Results) -> dict[str, list[Mapping[str, Any]]]:
     return pairs
 
 
-def _figures(suite: Results, shown: Row | None) -> list[dict[str, str]]:
+def _relative(made: Sequence[Table], row: Row) -> float | None:
+    """RelAcc of a row as the first table with it has it; the suite's where none has."""
+    for table in made:
+        for line in table.lines():
+            if line.arm == row["arm"] and "RelAcc" in table.columns:
+                return line.cells[table.columns.index("RelAcc")].ours
+    relative: float | None = row["rel_acc"]
+    return relative
+
+
+def _figures(suite: Results, made: Sequence[Table], shown: Row | None) -> list[dict[str, str]]:
     found = []
     if shown is not None:
         label = f"{suite.name(shown)}, {shown['tokens_kept_mean']:.0f} tokens on average"
-        if shown["rel_acc"] is not None:
-            found.append({"value": f"{shown['rel_acc']:.1f} %", "label": f"RelAcc of {label}"})
+        relative = _relative(made, shown)
+        if relative is not None:
+            found.append({"value": f"{relative:.1f} %", "label": f"RelAcc of {label}"})
         for key, what in (
             ("prefill_flops", "fewer prefill FLOPs in the language model"),
             ("kv_bytes", "smaller KV cache"),

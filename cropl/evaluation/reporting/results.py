@@ -9,7 +9,7 @@ from typing import Any
 from cropl.evaluation import names, paper
 from cropl.evaluation.paper import LAYER, Paper, PaperRow, tabled
 from cropl.evaluation.reporting.table import Cell, Line, Table
-from cropl.evaluation.shapes import asked, dense_of, pruned, usual
+from cropl.evaluation.shapes import asked, budget_key, dense_of, pruned, usual
 from cropl.metrics.relative import relative_accuracy
 
 Row = Mapping[str, Any]
@@ -59,6 +59,10 @@ class Results:
     def asked(self) -> set[tuple[str, str]]:
         """(arm, benchmark) of everything that was run, or found infeasible: a benchmark may have arms of its own."""
         return {(row["arm"], row["benchmark"]) for row in self.results["rows"]}
+
+    def asked_of(self, benchmark: str) -> int:
+        """Questions of a benchmark."""
+        return next(int(row["n"]) for row in self.results["rows"] if row["benchmark"] == benchmark)
 
     def columns(self, counterpart: Paper, rows: Sequence[Row]) -> list[str]:
         """The benchmarks of a table: those on which all its rows were run, and of them those that the paper's has.
@@ -123,12 +127,12 @@ class Results:
         )
 
     def relative(self, row: Row, columns: Sequence[str]) -> tuple[float | None, Sequence[float] | None]:
-        """RelAcc over these benchmarks, with its interval: as the suite has it where they are all that a row scored.
+        """RelAcc over these benchmarks, with its interval: as the suite has it where it is over the same ones.
 
         Else it is taken from the scores, and has no interval.
         """
-        mine = self.scored(row, columns)
-        if mine == self.scored(row, self.benchmarks):
+        mine, over = self.scored(row, columns), row.get("rel_acc_over")
+        if set(mine) == set(self.scored(row, self.benchmarks) if over is None else over):
             return row["rel_acc"], row.get("rel_acc_ci95")
         scores = {one: row["scores"][one] for one in mine}
         return (relative_accuracy(scores, self.dense["scores"]) if mine else None), None
@@ -146,8 +150,15 @@ def known_paper(suite: Results, table: str) -> Paper:
 
 
 def compared(suite: Results) -> list[Row]:
-    """Rows that drop something, ILP before its usual K: the paper's where its figures stand beside ours."""
+    """Rows that drop something, ILP before one K at each budget: the paper's where its figures stand beside ours.
+
+    Else, and where that K was not run, it is the usual one.
+    """
     rows = [row for row in pruned(suite.rows) if row["region_source"] in ("predicted", "none")]
-    at_paper = suite.paper is not None and any(row["method"] == "ilp" and row["layer"] == LAYER for row in rows)
-    layer = LAYER if at_paper else usual(rows)
-    return [row for row in rows if row["method"] != "ilp" or row["layer"] == layer]
+    layers: dict[tuple[str, int | float], int | None] = {}
+    for row in rows:
+        mine = [one for one in rows if one["method"] == "ilp" and budget_key(one) == budget_key(row)]
+        known = {one["layer"] for one in mine}
+        choice = LAYER if suite.paper is not None and LAYER in known else usual(rows)
+        layers[budget_key(row)] = choice if choice in known else usual(mine)
+    return [row for row in rows if row["method"] != "ilp" or row["layer"] == layers[budget_key(row)]]

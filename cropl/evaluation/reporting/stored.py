@@ -12,11 +12,15 @@ from PIL import Image
 
 from cropl.data.images import ImageError, load_image
 from cropl.errors import UsageError
-from cropl.evaluation.gallery import GROUPS, Prediction, group_of, is_judged
+from cropl.evaluation.gallery import GROUPS, Prediction, check, group_of, is_judged
 from cropl.grid import Region
 
 CANDIDATES = 60
 """Questions of each group among which a gallery chooses: enough for different kinds and different pictures."""
+
+
+WRONG = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RecursionError, OSError)
+"""What comes of a line that nobody but a person or another program wrote."""
 
 
 @dataclass
@@ -47,15 +51,15 @@ def read(path: Path, arm: str | None, dense: str) -> Stored:
         dense: the dense run.
 
     Raises:
-        UsageError: a line is no record of answers; the message has its number.
+        UsageError: a line is no record of answers, or has not what the gallery shows; the message has its number.
     """
     found, counts = Stored(), dict.fromkeys((group for group, _ in GROUPS), 0)
     pictures: dict[str, bool] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
             try:
                 _take(json.loads(text), arm, dense, found, counts, pictures)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except WRONG as error:
                 told = f"{type(error).__name__}: {error}"
                 raise UsageError(f"{path}: line {number} is no record of answers ({told})") from None
     return found
@@ -70,6 +74,8 @@ def _take(
     pictures: dict[str, bool],
 ) -> None:
     arms: Mapping[str, Any] = line["arms"]
+    if not isinstance(arms, dict):
+        raise TypeError("arms is no mapping")
     found.n += 1
     if line.get("region") and line.get("predicted_region"):
         found.recalls.append(Region(*line["predicted_region"]).recall_against(Region(*line["region"])))
@@ -86,6 +92,7 @@ def _take(
         return
     group = group_of(line, arm, dense)
     if counts[group] < CANDIDATES:
+        check(line, arm, dense)
         counts[group] += 1
         found.candidates.append({**line, "arms": {arm: arms[arm], dense: arms[dense]}})
 

@@ -10,6 +10,7 @@ from cropl.evaluation import paper
 from cropl.evaluation.row_check import (
     ARM,
     INTERVAL,
+    NAMES,
     NUMBER,
     OPTIONAL,
     POSITIVE,
@@ -19,6 +20,7 @@ from cropl.evaluation.row_check import (
     check_optional,
     check_results,
     check_row,
+    or_null,
 )
 
 KIND = "suite"
@@ -36,11 +38,14 @@ def _by_benchmark(check: Check, nulls: bool = True) -> Check:
 
 MEASURED: Mapping[str, Check] = {
     "scores": _by_benchmark(NUMBER), "tokens_kept_mean": POSITIVE, "layer_average_tokens": NUMBER,
-    "prefill_flops": POSITIVE, "kv_bytes": POSITIVE, "seconds": _by_benchmark(POSITIVE),
+    "prefill_flops": POSITIVE, "kv_bytes": POSITIVE, "seconds": _by_benchmark(POSITIVE), "rel_acc": or_null(NUMBER),
 }  # fmt: skip
 """What an arm has unless its budget is infeasible."""
 
-PERHAPS: Mapping[str, Check] = {"rel_acc": NUMBER, "rel_acc_ci95": INTERVAL, "scores_ci95": _by_benchmark(INTERVAL)}
+PERHAPS: Mapping[str, Check] = {
+    "rel_acc_ci95": INTERVAL, "scores_ci95": _by_benchmark(INTERVAL), "tokens_kept": _by_benchmark(NUMBER),
+    "rel_acc_over": NAMES,
+}  # fmt: skip
 
 RECALL: Mapping[str, Check] = {
     "n": POSITIVE, "mean_recall": NUMBER, "recall_gt_0.5": NUMBER, "recall_gt_0.7": NUMBER, "recall_gt_0.9": NUMBER
@@ -56,12 +61,12 @@ def check_suite(results: Mapping[str, Any], where: str) -> None:
     """UsageError, with the file `where` and what is wrong there, unless the suite can be shown."""
     check_results(results, where)
     benchmarks, arms = results.get("benchmarks"), results.get("suite")
-    if not isinstance(benchmarks, list) or not benchmarks or not all(isinstance(one, str) for one in benchmarks):
+    if not benchmarks or not NAMES[1](benchmarks):
         raise UsageError(f"{where}: benchmarks must be a list of names; run `cropl evaluate` again")
     if not isinstance(arms, list) or not arms:
         raise UsageError(f"{where}: suite holds no arms; run `cropl evaluate` again")
     tables = results.get("tables")
-    if tables is not None and not isinstance(tables, list):
+    if tables is not None and not NAMES[1](tables):
         raise UsageError(f"{where}: tables must be a list of the paper's tables, such as [table2], or null")
     try:
         paper.check(results.get("paper"), tables)
@@ -70,7 +75,7 @@ def check_suite(results: Mapping[str, Any], where: str) -> None:
     for number, row in enumerate(arms, start=1):
         place = f"{where}: arm {number}"
         check_row(row, ARM, place)
-        check_optional(row, {**OPTIONAL, **PERHAPS}, place)
+        check_optional(row, {**OPTIONAL, **PERHAPS, **MEASURED}, place)
         if not row.get("infeasible"):
             check_row(row, MEASURED, f"{place} ({row['arm']})")
     check_dense(arms, where)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cropl.evaluation.names import benchmark_name, called, variant
-from cropl.evaluation.paper import Paper, PaperRow
+from cropl.evaluation.paper import MARKED, Paper, PaperRow, marked
 from cropl.evaluation.reporting.results import Results, Row, compared, known_paper
 from cropl.evaluation.reporting.table import Cell, Line, Table
 from cropl.evaluation.shapes import budget_key, budgets, pruned
@@ -15,6 +15,10 @@ from cropl.metrics.relative import relative_accuracy
 
 RELACC = "RelAcc is 100 times the mean, over benchmarks, of score / dense score."
 PARTLY = "The paper's RelAcc is taken over those of its columns that are scored here, and so may not be as printed."
+OTHERS = (
+    "{name}: the paper's are {marked:,} questions of TextVQA, marked by hand and not published; ours are {n:,} "
+    "{whose}. Accuracies and counts have no difference."
+)
 SERVED = "* scored by the benchmark's server, and so without an interval."
 
 
@@ -150,12 +154,20 @@ def _recall(suite: Results, key: str) -> Table:
         ]
         for one in thresholds:
             share, printed = found[f"recall_gt_{one}"], theirs.get(f"above_{one}")
-            same = n == theirs.get("n")  # else counts are of different numbers of questions
+            same = marked(benchmark, n)  # else counts are of different numbers of questions
             cells.append(Cell(round(share * n), None, printed, 0, comparable=same, share=100 * share))
         lines.append(Line(benchmark_name(benchmark), cells, paper="TextVQA" if theirs else None))
+        if theirs and not marked(benchmark, n):
+            table.notes.append(_others(benchmark, n))
     if lines:
         table.groups.append(("", lines))
     return table
+
+
+def _others(benchmark: str, n: int) -> str:
+    """A note on questions that the paper's figures beside them are not of."""
+    whose = "of Visual-CoT, by exact match" if benchmark.startswith("viscot_") else "others"
+    return OTHERS.format(name=benchmark_name(benchmark), marked=MARKED, n=n, whose=whose)
 
 
 def _sources(suite: Results, key: str) -> Table:
@@ -184,6 +196,8 @@ def _sources(suite: Results, key: str) -> Table:
         lines = [line for line in lines if sum(cell.ours is not None for cell in line.cells[1:]) > 1]
         if lines:
             table.groups.append((benchmark_name(benchmark), lines))
+            if any(line.paper for line in lines) and not marked(benchmark, suite.asked_of(benchmark)):
+                table.notes.append(_others(benchmark, suite.asked_of(benchmark)))
     return table
 
 
@@ -195,7 +209,8 @@ def _cell(suite: Results, row: Row | None, counterpart: Paper, source: str, one:
     served = "server" if not row.get("infeasible") and suite.served(row, benchmark) else ""
     text = "infeasible" if row.get("infeasible") else ""
     digits = suite.digits(benchmark, counterpart.table)
-    return Cell(scores.get(benchmark), intervals.get(benchmark), printed, digits, served, text=text)
+    same = marked(benchmark, suite.asked_of(benchmark))
+    return Cell(scores.get(benchmark), intervals.get(benchmark), printed, digits, served, same, text)
 
 
 def _controls(suite: Results) -> Table:

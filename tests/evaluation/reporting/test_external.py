@@ -61,6 +61,8 @@ def test_what_does_not_fit_the_suite_is_named(benchmark, scores, said):
         ('{"dense": "78"}', "the score of 'dense' is '78'"), ('{"dense": true}', "is 'True'"),
         ('{"dense": NaN}', "is 'nan'"), ('{"dense": -1}', "must be a number from 0 on"),
         ('{"dense": 0.785, "ilp": 0.74}', "give percent"),
+        ('{"dense": 78.5, "ilp": 0.74}', "'ilp' is 0.74; give percent"),
+        ('{"dense": 1%s}' % ("0" * 400), "must be a number"), ('{"dense": 0, "ilp": 0}', "no score is above 0"),
     ],
 )  # fmt: skip
 def test_files_that_hold_no_scores_are_refused(tmp_path, text, said):
@@ -70,6 +72,19 @@ def test_files_that_hold_no_scores_are_refused(tmp_path, text, said):
         read_scores(path)
     with pytest.raises(UsageError, match="not readable"):
         read_scores(tmp_path / "absent.json")
+
+
+def test_relacc_stays_over_the_benchmarks_with_the_suites_own_arms():
+    """A benchmark with other arms is in no row's RelAcc, also when a server scores it."""
+    results = suite([arm("dense"), arm("ilp", 64), arm("fastv", 64)], ("gqa", "mme", "vqav2"))
+    fewer = [row for row in results["rows"] if row["benchmark"] != "vqav2" or row["method"] != "fastv"]
+    own = {**results, "rows": fewer}
+    usual = with_scores(results, "vqav2", {"dense": 78.5, "ilp-predicted-2-64": 74.0, "fastv-2-64": 70.0})["suite"]
+    other = with_scores(own, "vqav2", {"dense": 78.5, "ilp-predicted-2-64": 74.0})["suite"]
+    assert [row["rel_acc_over"] for row in usual] == [["gqa", "mme", "vqav2"]] * 3
+    assert [row["rel_acc_over"] for row in other] == [["gqa", "mme"]] * 3
+    assert other[1]["scores"]["vqav2"] == 74.0 and other[1]["rel_acc"] == results["suite"][1]["rel_acc"]
+    assert other[1]["rel_acc_ci95"] == results["suite"][1]["rel_acc_ci95"] and usual[1]["rel_acc_ci95"] is None
 
 
 def test_every_arm_of_a_whole_table_can_be_given():

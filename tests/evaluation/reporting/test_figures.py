@@ -9,8 +9,8 @@ from cropl.evaluation.reporting.results import Results
 from tests.evaluation.suites import FIVE, arm, suite
 
 
-def texts(svg):
-    return [(part.text or "").strip() for part in ET.fromstring(svg).iter() if part.tag.endswith("text")]
+def texts(plot):
+    return [(part.text or "").strip() for part in ET.fromstring(plot.svg).iter() if part.tag.endswith("text")]
 
 
 def test_plots_of_a_suite():
@@ -32,6 +32,29 @@ def test_what_the_rows_do_not_fill_is_not_drawn():
     alone = figures(Results(suite([arm("dense"), arm("ilp", 64)], FIVE, None, unscored=FIVE)), {})
     assert alone == {}
     assert "the paper's" not in texts(figures(Results(suite([arm("dense"), arm("ilp", 64)], FIVE, None)), {})["scores"])
+
+
+def hollow(*arms, **changes):
+    found = figures(Results(suite([arm("dense"), *arms], ("gqa",), **changes)), {})
+    for plot in found.values():
+        assert plot.hollow == ("the paper's" in texts(plot))
+    return {name: plot.hollow for name, plot in found.items()}
+
+
+def test_hollow_markers_are_told_only_where_there_are_any():
+    assert hollow(arm("ilp", 64)) == {"scores": True, "rel_acc": True}
+    assert hollow(arm("ilp", 100), arm("random", 64)) == {"scores": False, "rel_acc": False}
+    sweep = [arm("ilp", 100, layer=layer) for layer in (1, 2)]  # the paper has it at 64 tokens
+    assert not any(hollow(*sweep).values()) and hollow(*sweep, tables=["table8"])["layers"] is False
+
+
+def test_the_papers_figures_are_of_the_table_that_the_suite_names():
+    """`prune` and PLC without anchors are in Tables 5 and 6 alone."""
+    assert hollow(arm("prune", 64)) == {"scores": False, "rel_acc": False}
+    assert hollow(arm("prune", 64), tables=["table5"]) == {"scores": True, "rel_acc": True}
+    bare = arm("plc", model_name="no_anchor", tokens_kept_mean=68.0)
+    assert not any(hollow(bare).values()) and all(hollow(bare, tables=["table9", "table6"]).values())
+    assert not any(hollow(arm("ilp", 192), tables=["table8"]).values()) and all(hollow(arm("ilp", 192)).values())
 
 
 def test_bins_have_their_lower_end():

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cropl.errors import UsageError
 from cropl.evaluation.reporting import stored
+from cropl.grid import TokenGrid
 from tests.evaluation.suites import arm, suite
 from tests.evaluation.suites import stored as store
 
@@ -59,6 +60,62 @@ def test_few_questions_of_a_group_are_held(lines):
 )
 def test_a_line_that_is_no_answer_is_named(lines, text):
     lines.write_text(lines.read_text() + text + "\n")
+    with pytest.raises(UsageError, match="line 13 is no record of answers"):
+        stored.read(lines, ILP, "dense")
+
+
+GRID = vars(TokenGrid.padded_square(24, 120, 90))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        *(({name: ...}, f"KeyError: {name!r}") for name in ("key", "kind", "question", "answers", "image_key", "arms")),
+        ({"kind": 3}, "kind '3' is no text"), ({"answers": [1]}, "answer 1 '1' is no text"),
+        ({"answers": 1}, "TypeError"),
+        ({"image_key": []}, "image_key"), ({"grid": "x"}, "TypeError"),
+        ({"grid": {**GRID, "image_width": 0}}, "ValueError"),
+        ({"grid": {**GRID, "image_width": 10**400, "width": 10**400}}, "Error"),
+        ({"grid": {**GRID, "rows": 2.5}}, "Error"),
+        ({"grid": {"grids": ["x"]}}, "TypeError"), ({"image": "x" * 5000}, "OSError"), ({"image": 5}, "TypeError"),
+        ({"arms": "dense"}, "Error"), ({"arms": {ILP: 1, "dense": 2}}, "Error"), ({"region": [9, 9, 9, 9]}, "region"),
+    ],
+    ids=lambda one: str(one)[:40],
+)  # fmt: skip
+def test_what_a_card_cannot_be_made_of_is_named(lines, change, said):
+    line = next(
+        one for one in map(json.loads, lines.read_text().splitlines()) if str(one["image"]).endswith("photo.png")
+    )
+    line = {key: value for key, value in {**line, **change}.items() if value is not ...}
+    lines.write_text(lines.read_text() + json.dumps(line) + "\n")
+    with pytest.raises(UsageError, match=f"predictions.jsonl: line 13 is no record of answers .*{said}"):
+        stored.read(lines, ILP, "dense")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"kept": "x"}, "ValueError"), ({"kept": "f"}, "kept holds 4 of the 576 tokens"), ({"kept": 1}, "TypeError"),
+        ({"tokens_kept": ...}, "KeyError: 'tokens_kept'"), ({"tokens_kept": "x"}, "tokens_kept 'x' is no number"),
+        ({"prediction": ...}, "KeyError: 'prediction'"), ({"prediction": None}, "prediction 'None' is no text"),
+        ({"credit": "x"}, "TypeError"), ({"region": "x"}, "TypeError"),
+    ],
+    ids=lambda one: str(one)[:40],
+)  # fmt: skip
+def test_an_answer_that_a_card_cannot_show_is_named(lines, change, said):
+    line = next(
+        one for one in map(json.loads, lines.read_text().splitlines()) if str(one["image"]).endswith("photo.png")
+    )
+    mine = {key: value for key, value in {**line["arms"][ILP], **change}.items() if value is not ...}
+    line["arms"][ILP] = mine
+    lines.write_text(json.dumps(line) + "\n")
+    with pytest.raises(UsageError, match=f"line 1 is no record of answers .*{said}"):
+        stored.read(lines, ILP, "dense")
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"[" * 100_000, b'{"arms": 1' + b"0" * 5000 + b"}"])
+def test_bytes_that_are_no_json_are_named(lines, text):
+    lines.write_bytes(lines.read_bytes() + text + b"\n")
     with pytest.raises(UsageError, match="line 13 is no record of answers"):
         stored.read(lines, ILP, "dense")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from cropl import recipe
 from cropl.evaluation.reporting.results import Results
 from cropl.evaluation.reporting.suite_tables import missing, tables
+from cropl.evaluation.suite import Suite
 from cropl.metrics.relative import relative_accuracy
 from tests.evaluation.suites import DENSE, FIVE, arm, suite, table2
 
@@ -104,7 +106,43 @@ def test_seconds_recall_and_sources():
     sources = made(table2())["table10"]
     group = dict(sources.groups)["TextVQA"]
     assert [cell.paper for cell in group[0].cells] == [52.32, 53.2, 53.14, 47.35, 45.76]
+    assert {cell.difference for cell in group[0].cells} == {None}  # of 100 questions here, of 3,000 there
+    assert any("ours are 100 others" in note for note in sources.notes)
     assert "VQAv2" not in dict(sources.groups)
+
+
+@pytest.mark.parametrize("key", ["table9", "table10"])
+def test_visual_cots_questions_stand_beside_those_that_the_paper_marked(key):
+    """The recipes' own names and arms: their benchmark is not called `textvqa`."""
+    asked = Suite.from_config(recipe.load([f"evaluate/llava_1_5_7b/{key}"]))
+    [study] = asked.studies
+    assert study.benchmark == "viscot_textvqa"
+    knobs = ("budget", "region_source", "layer", "positions", "model_name")
+    arms = [arm(one.method, **{knob: getattr(one, knob) for knob in knobs}) for one in study.arms]
+    results = suite(arms, ("viscot_textvqa",), asked.paper, asked.tables, ())
+    results["localizer"] = {"viscot_textvqa": {**suite(arms)["localizer"]["gqa"], "n": 526}}
+    results["rows"] = [{**row, "n": 526} for row in results["rows"]]
+    table = made(results)[key]
+    theirs = {"table9": "TextVQA", "table10": "CROP-ILP"}[key]
+    assert {one.paper for one in table.lines()} == {theirs} and table.compared
+    for one in table.lines():
+        cells = dict(zip(table.columns, one.cells, strict=True))
+        assert all(cell.paper is not None for cell in one.cells)
+        assert [head for head, cell in cells.items() if cell.difference is not None] == (["mean"] * (key == "table9"))
+    assert any("3,000 questions of TextVQA" in note and "ours are 526 of Visual-CoT" in note for note in table.notes)
+    whole = {
+        **results,
+        "benchmarks": ["textvqa"],
+        "rows": [{**r, "n": 3000, "benchmark": "textvqa"} for r in results["rows"]],
+    }
+    whole["localizer"] = {"textvqa": {**results["localizer"]["viscot_textvqa"], "n": 3000}}
+    whole["suite"] = [
+        {**row, **{name: {"textvqa": row[name]["viscot_textvqa"]} for name in ("scores", "scores_ci95", "seconds")}}
+        for row in results["suite"]
+    ]
+    same = made(whole)[key]
+    assert not any("Visual-CoT" in note or "others" in note for note in same.notes)
+    assert sum(cell.difference is not None for one in same.lines() for cell in one.cells) >= 4
 
 
 def test_without_a_paper_the_same_shapes_stand_alone():
@@ -135,13 +173,30 @@ def test_a_benchmark_with_arms_of_its_own_does_not_mix_into_the_others():
     both["rows"] += scenes["rows"]
     both["benchmarks"].append("scenes")
     for row, other in zip(both["suite"], scenes["suite"], strict=False):
-        if row["arm"] == other["arm"]:  # dense and ILP
+        if row["arm"] == other["arm"]:  # dense and ILP; their RelAcc is over the benchmarks with FastV
             row["scores"] = {**row["scores"], "scenes": 80.0 if row["method"] == "dense" else 40.0}
-            row["rel_acc"] = relative_accuracy(row["scores"], {**DENSE, "scenes": 80.0})
     both["suite"] += scenes["suite"][2:]
-    found = made(both)
+    found, ilp = made(both), both["suite"][1]
     assert found["table2"].columns == ["GQA", "MME", "RelAcc", "kept"]  # FastV was not asked about the scenes
     cells, _ = line(found["table2"], "ILP, predicted regions")
-    ours = relative_accuracy({one: both["suite"][1]["scores"][one] for one in ("gqa", "mme")}, DENSE)
-    assert cells["RelAcc"].ours == pytest.approx(ours) != both["suite"][1]["rel_acc"]
+    ours = relative_accuracy({one: ilp["scores"][one] for one in ("gqa", "mme")}, DENSE)
+    assert cells["RelAcc"].ours == pytest.approx(ours) and cells["RelAcc"].ci95 == ilp["rel_acc_ci95"]
     assert [label for label, _ in found["table10"].groups] == ["scenes"]
+    both["suite"] = [row for row in both["suite"] if row["method"] != "fastv"]
+    table = made(both)["table2"]  # without FastV all benchmarks have all rows: RelAcc is of three, the suite's of two
+    cells, _ = line(table, "ILP, predicted regions")
+    three = relative_accuracy(ilp["scores"], {**DENSE, "scenes": 80.0})
+    assert table.columns[:3] == ["GQA", "MME", "scenes"] and three < ilp["rel_acc"] - 10
+    assert cells["RelAcc"].ours == pytest.approx(three) and cells["RelAcc"].ci95 is None
+
+
+def test_each_budget_has_the_papers_k_where_it_was_run():
+    """One run at K = 2 hides no others at budgets where it was not run."""
+    arms = [arm("dense"), arm("ilp", 192, layer=2), *(arm("ilp", 128, layer=k) for k in (2, 3))]
+    arms += [arm("ilp", 64, layer=k) for k in (3, 5)]
+    table = made(suite(arms))["table2"]
+    assert [[one.label.split(", ")[1] for one in group] for _, group in table.groups[1:]] == [
+        ["K = 2"], ["K = 2"], ["K = 3"]
+    ]  # fmt: skip
+    alone = made(suite(arms, paper=None))["table2"]  # without the paper: K at most budgets, else what there is
+    assert [one.label.split(", ")[1] for one in alone.lines()[1:]] == ["K = 2", "K = 2", "K = 3"]

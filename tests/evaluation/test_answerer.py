@@ -1,0 +1,133 @@
+"""The whole job as one object: the same answers as step by step, on stock models of `transformers`."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from transformers import (
+    AutoImageProcessor,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    Qwen2VLForConditionalGeneration,
+)
+
+from cropl import ILP, PLC, Answerer, FastV, Localizer, Region, VisionZip, load_vlm, pruned
+from cropl.pruning import Dense, keep_mask
+from cropl.testbed.samples import samples as scenes
+from cropl.testbed.weights import path
+
+
+@pytest.fixture(scope="module")
+def asked():
+    made = scenes("test", 5)
+    return [sample.image for sample in made], [sample.question for sample in made]
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return load_vlm("testbed:llava")
+
+
+@pytest.fixture(scope="module")
+def localizer():
+    return Localizer.from_pretrained("testbed:localizer")
+
+
+def by_hand(vlm, localizer, images, questions, budget):
+    answers = []
+    for image, question in zip(images, questions):
+        (region,) = localizer.locate([image], [question])
+        inputs = vlm.inputs([image], [question])
+        keep = keep_mask(region, inputs.grids[0], budget)
+        with pruned(vlm, ILP(layer=1), keep=[keep]) as patch:
+            answers.append((vlm.generate(inputs)[0], region, int(patch.kept_B[0])))
+    return answers
+
+
+def test_it_is_what_one_would_do_by_hand(vlm, localizer, asked):
+    images, questions = asked
+    answers = Answerer(vlm, None, localizer, ILP(layer=1), budget=64, batch_size=2)(images, questions)
+    assert [(one.text, one.region, one.kept) for one in answers] == by_hand(vlm, localizer, images, questions, 64)
+    assert str(answers[0]) == answers[0].text and {one.total for one in answers} == {576}
+    assert all(one.seconds > 0 for one in answers)
+
+
+def processor_of(name):
+    if name == "llava":
+        return AutoProcessor.from_pretrained(path(name))
+    # `AutoProcessor` of this family needs torchvision, for videos.
+    images = AutoImageProcessor.from_pretrained(path(name), backend="pil")
+    return SimpleNamespace(image_processor=images, tokenizer=AutoTokenizer.from_pretrained(path(name)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(LlavaForConditionalGeneration, "llava"), (Qwen2VLForConditionalGeneration, "qwen2_vl")]
+)
+def test_a_stock_model_with_its_own_processor(kind, name, localizer, asked):
+    images, questions = asked
+    model = kind.from_pretrained(path(name)).eval()
+    answers = Answerer(model, processor_of(name), localizer, ILP(layer=1))(images, questions)
+    same = Answerer(f"testbed:{name}", localizer="testbed:localizer", method=ILP(layer=1))(images, questions)
+    assert [(one.text, one.region, one.kept) for one in answers] == [(one.text, one.region, one.kept) for one in same]
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_images_may_be_files_and_bytes(vlm, localizer, asked, tmp_path):
+    image, question = asked[0][0], asked[1][0]
+    image.save(tmp_path / "a.png")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    answerer = Answerer(vlm, localizer=localizer, budget=0.25)
+    answers = answerer([image, tmp_path / "a.png", str(tmp_path / "a.png"), buffer.getvalue()], [question] * 4)
+    assert len({(one.text, one.region, one.kept) for one in answers}) == 1 and answers[0].kept == 144
+
+
+def test_regions_of_ones_own_and_methods_without_any(vlm, asked):
+    images, questions = asked
+    region = Region(0, 0, 3, 3)
+    told = Answerer(vlm)(images, questions, regions=[region] * 5)
+    assert {one.region for one in told} == {region} and max(one.kept for one in told) < 576
+    fast = Answerer(vlm, method=FastV(tokens=64, layer=1))(images, questions)
+    assert {one.kept for one in fast} == {64} and fast[0].region is None
+    zipped = Answerer(vlm, method=VisionZip(tokens=64))(images[:2], questions[:2])
+    assert {one.kept for one in zipped} == {64}
+    dense = Answerer(vlm, method=Dense())(images, questions)
+    assert [one.text for one in dense] == [vlm.generate(vlm.inputs([i], [q]))[0] for i, q in zip(images, questions)]
+
+
+def test_plc(localizer, asked):
+    images, questions = asked
+    answers = Answerer("testbed:plc", localizer=localizer, method=PLC.from_pretrained("testbed:plc"))(images, questions)
+    assert {one.kept for one in answers} == {68}
+
+
+def test_what_is_wrong_is_told(vlm, localizer, asked, tmp_path):
+    images, questions = asked
+    with pytest.raises(ValueError, match="needs regions: give a localizer"):
+        Answerer(vlm)(images, questions)
+    with pytest.raises(ValueError, match="takes no regions: leave the localizer out"):
+        Answerer(vlm, localizer=localizer, method=FastV(tokens=64))
+    with pytest.raises(ValueError, match="takes no regions"):
+        Answerer(vlm, method=FastV(tokens=64))(images, questions, regions=[Region.full()] * 5)
+    with pytest.raises(ValueError, match="takes no regions, which a budget"):
+        Answerer(vlm, method=FastV(tokens=64), budget=32)
+    with pytest.raises(ValueError, match="without its processor"):
+        Answerer(vlm.model, localizer=localizer)
+    with pytest.raises(ValueError, match="has its processor already"):
+        Answerer(vlm, vlm.processor)
+    with pytest.raises(ValueError, match="is no localizer"):
+        Answerer(vlm, localizer=object())
+    with pytest.raises(ValueError, match="one model: load it twice"):
+        Answerer(localizer.vlm, localizer=localizer)
+    answerer = Answerer(vlm, localizer=localizer)
+    for wrong in ((images[0], questions), (images, questions[0]), (images[:2], questions)):
+        with pytest.raises(ValueError, match="give"):
+            answerer(*wrong)
+    with pytest.raises(ValueError, match="question 1: the question is empty"):
+        answerer(images[:2], ["Where?", "  "])
+    with pytest.raises(ValueError, match="question 0: .*nowhere.png"):
+        Answerer(vlm)([tmp_path / "nowhere.png"], ["Where?"], regions=[Region.full()])
+    assert answerer([], []) == []
