@@ -6,11 +6,11 @@ PIP_TORCH ?=
 PYTEST_ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-CODE := cropl datamodules recipes tests setup.py
+CODE := cropl datamodules recipes notebooks tests $(wildcard docs/*.py) setup.py
 # One thread per process: the tests run in parallel, and tiny models are slower on many threads.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: install quickstart test test-all lint format testbed clean
+.PHONY: install quickstart test test-all lint format docs notebooks testbed clean
 
 install: $(STAMP)
 
@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 	# torch first and on its own, so that no dependency pulls in another build of it
 	$(BIN)/python -m pip install -q -c constraints.txt $(PIP_TORCH) torch
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[dev,docs]'
 	touch $(STAMP)
 
 quickstart: install
@@ -39,6 +39,14 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+# The site, in build/site; a warning is an error. Tutorials show their outputs once `make notebooks` has run.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "build/site/index.html"
+
+notebooks: install
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/run.py
 
 # Trains the testbed's shipped models anew, stage by stage (some hours on two CPU cores; a stage that was interrupted
 # continues with `cropl fit -c testbed/STAGE --ckpt_path last`). The exports land in runs/testbed/*/export.

@@ -11,6 +11,8 @@ __version__ = "0.1.0.dev0"
 
 if TYPE_CHECKING:
     from cropl.budget import calibrate as calibrate
+    from cropl.evaluation.answerer import Answer as Answer
+    from cropl.evaluation.answerer import Answerer as Answerer
     from cropl.grid import Region as Region
     from cropl.grid import TokenGrid as TokenGrid
     from cropl.metrics.area import AreaRecall as AreaRecall
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from cropl.pruning import pruned as pruned
 
 _LAZY = {
+    "Answer": "cropl.evaluation.answerer",
+    "Answerer": "cropl.evaluation.answerer",
     "AreaRecall": "cropl.metrics.area",
     "DivPrune": "cropl.pruning",
     "FastV": "cropl.pruning",

@@ -16,17 +16,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cropl import __version__, recipe
+from cropl.commands.verbs import COMMANDS, TRAINING_VERBS, TRAINS
 from cropl.errors import USAGE, UsageError, guarded, nearest
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
-TRAINING_VERBS = {
-    "fit": "train a module of a recipe",
-    "validate": "run a recipe's validation",
-    "test": "run a recipe's test",
-    "predict": "run a recipe's predictions",
-}
 _NOT_FOR_USERS = (
     "LightningCLI's args parameter",  # we pass them on purpose
     ".*skip_none parameter was deprecated",  # Lightning's own call
@@ -37,23 +32,6 @@ _NOT_FOR_USERS = (
     ".*Total length of .* across ranks is zero",  # a training without validation
     ".*recommended to use .self.log\\(.*sync_dist=True",  # what is logged has been reduced over all processes
 )
-COMMANDS = {
-    "evaluate": "answer a benchmark with several pruning methods and compare them",
-    "report": "make tables and plots of stored evaluations",
-    "score": "score a file of answers by a benchmark's official rules",
-    "ask": "ask one question about one image",
-    "answer": "answer a file or stream of questions, localizing ahead",
-    "export": "write a training's checkpoint as a plain transformers folder",
-    "consolidate": "make one checkpoint file of a sharded one",
-    "calibrate": "size a localizer's regions so that they hold enough for a share of the questions",
-    "shards": "build, verify and inspect shards of training and test data",
-    "bench": "measure speed",
-    "quickstart": "the whole path on the built-in testbed, in a few minutes",
-    "check": "say whether recipes can run here, and what is missing",
-    "ls": "list the built-in recipes",
-    "show": "print a recipe",
-    "cp": "copy a recipe, to change it",
-}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -74,8 +52,7 @@ def _dispatch(verb: str, rest: list[str]) -> int:
         return _train([verb, *recipe.resolve_config_flags(rest)])
     if verb in COMMANDS:
         command = importlib.import_module(f"cropl.commands.{verb}")
-        trains = verb in ("check", "quickstart")
-        return int((command.run(rest, training_cli) if trains else command.run(rest)) or 0)
+        return int((command.run(rest, training_cli) if verb in TRAINS else command.run(rest)) or 0)
     raise UsageError(f"unknown command {verb!r}{nearest(verb, [*TRAINING_VERBS, *COMMANDS], 'commands')}")
 
 

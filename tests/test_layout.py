@@ -21,7 +21,7 @@ FILES = sorted(path for folder in (ROOT / "cropl", *PARTS.values()) for path in 
 LEAF = {"axis", "drawing", "errors", "grid", "prompt", "recipe", "tiling", ""}  # "" is `import cropl` for its version
 BASE = LEAF | {"budget", "metrics", "data", "testbed"}
 ALLOWED = {
-    "": {"budget", "grid", "metrics", "models", "prompt", "pruning"},  # the lazy public names
+    "": {"budget", "evaluation", "grid", "metrics", "models", "prompt", "pruning"},  # the lazy public names
     "errors": set(),
     "recipe": {"errors"},
     "axis": set(),
@@ -33,7 +33,7 @@ ALLOWED = {
     "metrics": LEAF,
     "data": LEAF,
     "testbed": LEAF | {"data"},
-    "models": LEAF | {"data"},
+    "models": LEAF | {"data", "testbed"},  # for the names of shipped checkpoints
     "pruning": LEAF | {"budget", "models"},
     "benchmarks": BASE,
     "parallel": LEAF,

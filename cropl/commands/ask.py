@@ -1,16 +1,18 @@
-"""cropl ask IMAGE "QUESTION": the whole path for one question, with the dense answer and its time beside it."""
+"""cropl ask IMAGE "QUESTION": the whole path for one question, and what it costs against dense."""
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cropl.commands.ask_options import GROUNDING, LOCALIZER, Options, read
+from cropl.commands.ask_answer import Answered, answer, chosen, depth, flops, patch
+from cropl.commands.ask_options import GROUNDING, LOCALIZER, WITHOUT_REGIONS, Options, read
 from cropl.errors import UsageError
 from cropl.grid import Region
 from cropl.tiling import Tokens
@@ -18,7 +20,6 @@ from cropl.tiling import Tokens
 if TYPE_CHECKING:
     from PIL import Image
 
-    from cropl.models.inputs import VLMInputs
     from cropl.models.region_sources import RegionSource
     from cropl.models.vlm import VLM
 
@@ -32,18 +33,6 @@ class Located:
     seconds: float = 0.0
 
 
-@dataclass
-class Answered:
-    """An answer, the seconds of its generation with the image already encoded, and the visual tokens of its last layer.
-
-    The tokens are None for the untouched model.
-    """
-
-    text: str
-    seconds: float
-    kept: int | None
-
-
 def run(args: Sequence[str]) -> int:
     """The command; returns its exit code."""
     options = read(args)
@@ -53,7 +42,7 @@ def run(args: Sequence[str]) -> int:
     # Torch is imported from here on: wrong arguments and broken images are told at once.
     from cropl.data.images import load_image
 
-    image = load_image(options.image)
+    image = load_image(sys.stdin.buffer.read() if options.image is None else options.image)
 
     import torch
 
@@ -70,20 +59,23 @@ def run(args: Sequence[str]) -> int:
             )
         located = _locate(options, method, image)
         keep = _keep(options, method, located.region, grid)
-        patch = _patch(options, method, layer, vlm, located.region, grid, keep)
+        method_itself = chosen(options, method, layer, vlm, grid)
+        context = patch(method, method_itself, vlm, located.region, grid, keep)
 
         began = time.perf_counter()
         features = vlm.encode_images([image])
         encoding = time.perf_counter() - began
         inputs = vlm.inputs([image], [options.question], features)
-        _answer(vlm, inputs, nullcontext, 1)  # the first forward pays for start-up, which would make dense look slow
-        dense = _answer(vlm, inputs, nullcontext, options.max_new_tokens)
-        pruned = _answer(vlm, inputs, patch, options.max_new_tokens) if method != "dense" else dense
+        ask = partial(answer, vlm, inputs, image, options.question)
+        for each in (nullcontext, context):  # the first forwards pay for start-up
+            ask(each, 1)
+        pruned = ask(context, options.max_new_tokens)
+        dense = ask(nullcontext, options.max_new_tokens) if options.compare else None
+        cost = flops(vlm, inputs, pruned.layers, method_itself)
 
-    kept = pruned.kept if pruned.kept is not None else grid.num_tokens
-    depth = "" if method == "dense" else f", from decoder layer {layer} of {vlm.num_layers} on"
-    tokens = f"{kept} of {grid.num_tokens} ({100 * kept / grid.num_tokens:.1f} %){depth}"
-    _tell(method, located, tokens, pruned, dense, encoding)
+    kept = pruned.layers[-1]
+    tokens = f"{kept} of {grid.num_tokens} ({100 * kept / grid.num_tokens:.1f} %){depth(pruned.layers)}"
+    _tell(method, located, tokens, cost, pruned, dense, encoding)
     if options.overlay is not None:
         from cropl.evaluation.overlay import draw_overlay
 
@@ -105,7 +97,7 @@ def _method_name(options: Options) -> str:
         raise UsageError(
             "--budget has no effect with --method plc: a compressor makes as many tokens as it was trained to"
         )
-    if method != "ilp" and options.layer is not None:
+    if method not in ("ilp", *WITHOUT_REGIONS) and options.layer is not None:
         raise UsageError(f"--layer goes with --method ilp, not with {method}")
     return method
 
@@ -132,8 +124,9 @@ def _locate(options: Options, method: str, image: Image.Image) -> Located:
     origin, source = _source(options, method)
     if source is None:
         return Located(None)
+    name = "image" if options.image is None else options.image.stem
     sample = Sample(
-        key=options.image.stem, question=options.question, answers=[], boxes=[], width=image.width,
+        key=name, question=options.question, answers=[], boxes=[], width=image.width,
         height=image.height, region=Region.full(), kind="", source="", split="", image=options.image,
     )  # fmt: skip
     began = time.perf_counter()
@@ -149,7 +142,7 @@ def _source(options: Options, method: str) -> tuple[str, RegionSource | None]:
     from cropl.commands.models import TESTBED, open_localizer, open_vlm
     from cropl.models import region_sources as sources
 
-    if method == "dense":
+    if method == "dense" or method in WITHOUT_REGIONS:
         return "none", None
     if options.region is not None:
         return "given", sources.Fixed(options.region)
@@ -173,42 +166,30 @@ def _keep(options: Options, method: str, region: Region | None, grid: Tokens) ->
     return keep_mask(region, grid, options.budget)
 
 
-def _patch(
-    options: Options, method: str, layer: int, vlm: VLM, region: Region | None, grid: Tokens, keep: Any
-) -> Callable[[], AbstractContextManager[Any]]:
-    """What the method answers in; made anew for each answer."""
-    from cropl.commands.models import checkpoint
-    from cropl.pruning import ILP, PLC, pruned
+def _tell(
+    method: str,
+    located: Located,
+    tokens: str,
+    flops: tuple[float, float],
+    pruned: Answered,
+    dense: Answered | None,
+    encoding: float,
+) -> None:
+    from cropl.evaluation.tables import amount
 
-    if method == "dense":
-        return nullcontext
-    if method == "plc":
-        return partial(pruned, vlm, PLC.from_pretrained(checkpoint(options.model)), regions=[region], grids=[grid])
-    chosen = ILP(layer=0, positions="compact") if method == "prune" else ILP(layer=layer)
-    return partial(pruned, vlm, chosen, keep=[keep])
-
-
-def _answer(
-    vlm: VLM, inputs: VLMInputs, context: Callable[[], AbstractContextManager[Any]], max_new_tokens: int
-) -> Answered:
-    """One greedy answer."""
-    began = time.perf_counter()
-    with context() as patch:
-        text = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)[0]
-        kept = None if patch is None else int(patch.kept_B[0])
-    return Answered(text, time.perf_counter() - began, kept)
-
-
-def _tell(method: str, located: Located, tokens: str, pruned: Answered, dense: Answered, encoding: float) -> None:
     region = located.region
     if region is not None:
         corners = ",".join(str(value) for value in region.as_tuple())
         print(f"region    {corners}  ({region.width} x {region.height} of 8 x 8 blocks; {located.origin})")
     print(f"tokens    {tokens}")
     print(f"answer    {pruned.text}")
-    timing = f"{method} {1000 * pruned.seconds:.0f} ms"
-    if method != "dense":
+    if dense is not None:
         print(f"dense     {dense.text}")
+    mine, whole = flops
+    share = f"{100 * mine / whole:.0f} % of dense, {amount(whole, 'FLOP')}"
+    print(f"prefill   {amount(mine, 'FLOP')}" + (f" ({share})" if method != "dense" else ""))
+    timing = f"{method} {1000 * pruned.seconds:.0f} ms"
+    if dense is not None:
         timing += f", dense {1000 * dense.seconds:.0f} ms"
     timing += f"; encoding the image {1000 * encoding:.0f} ms"
     if located.seconds > 1e-3:

@@ -15,13 +15,19 @@ GROUNDING = "Qwen/Qwen2-VL-2B-Instruct"
 """Where the region comes from when the model is not the testbed's and nothing else is said: nobody has published a
 trained CROP localizer yet, and this model can ground without training."""
 
-DESCRIPTION = "One question about one image: region, tokens kept, answer and timing, with the dense answer beside it."
+DESCRIPTION = "One question about one image: the region, the tokens kept, the answer, and what it costs against dense."
+WITHOUT_REGIONS = (
+    "fastv", "sparsevlm", "sparsevlm+", "pyramiddrop", "visionzip", "vispruner", "divprune", "uniform", "random"
+)  # fmt: skip
+"""Methods that choose tokens by themselves, as many as the budget says."""
 EPILOG = """\
 examples:
   cropl ask sign.jpg "What word is on the red sign?" -o overlay.png
   cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf --region 2,1,5,6 --budget 64
   cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf   (zero-shot region, Qwen2-VL-2B)
   cropl ask sign.jpg "What word is on the red sign?" --model testbed:plc
+  cropl ask sign.jpg "What word is on the red sign?" --method fastv --budget 64 --compare
+  curl -s https://example.org/sign.jpg | cropl ask - "What word is on the red sign?"
 """
 
 
@@ -29,7 +35,7 @@ examples:
 class Options:
     """What the user asked for; numbers and the region are parsed, everything checkable without a model is checked."""
 
-    image: Path
+    image: Path | None
     question: str
     model: str
     overlay: Path | None
@@ -41,6 +47,7 @@ class Options:
     layer: int | None
     budget: int | float | None
     max_new_tokens: int
+    compare: bool
     device: str | None
     dtype: str | None
 
@@ -55,12 +62,22 @@ def read(args: Sequence[str]) -> Options | None:
         raise UsageError("the image path is empty: give a JPEG, PNG or WebP file")
     if not options.question.strip():
         raise UsageError("the question is empty: ask something about the image")
-    options.image = Path(given.image)
+    options.image = None if given.image == "-" else Path(given.image)
     options.region = None if given.region is None else Region.parse(given.region)
     options.regions = None if given.regions is None else _file(given.regions)
     options.overlay = None if given.overlay is None else _overlay(given.overlay)
     options.layer = None if given.layer is None else integer("layer", given.layer, 0)
     options.max_new_tokens = integer("max_new_tokens", given.max_new_tokens, 1)
+    if options.method in WITHOUT_REGIONS:
+        for flag in ("localizer", "region", "regions", "zero_shot"):
+            if vars(given)[flag] is not None:
+                raise UsageError(
+                    f"--{flag.replace('_', '-')} has no effect with --method {options.method}: leave it out"
+                )
+        if given.budget is None:
+            raise UsageError(
+                f"--method {options.method} needs --budget: how many visual tokens, or which share, to keep"
+            )
     for flag in ("budget", "localizer", "region", "regions", "zero_shot"):
         if options.method == "dense" and vars(given)[flag] is not None:
             raise UsageError(f"--{flag.replace('_', '-')} has no effect with --method dense, which keeps every token")
@@ -71,7 +88,7 @@ def read(args: Sequence[str]) -> Options | None:
 
 def _parser() -> Parser:
     parser = Parser("ask", DESCRIPTION, EPILOG)
-    parser.add_argument("image", help="JPEG, PNG or WebP file")
+    parser.add_argument("image", help="JPEG, PNG or WebP file; - is standard input")
     parser.add_argument("question")
     parser.add_argument("-o", "--overlay", metavar="PNG", help="write the image with grid, region and kept tokens")
     parser.add_argument("--model", metavar="NAME_OR_PATH", default=MODEL, help=f"model that answers (default: {MODEL})")
@@ -82,14 +99,16 @@ def _parser() -> Parser:
     where.add_argument("--zero-shot", metavar="NAME", help=f"Qwen2-VL that grounds untrained, e.g. {GROUNDING}")
     parser.add_argument(
         "--method",
-        choices=("ilp", "prune", "plc", "dense"),
-        help="(default: plc where the model has a compressor, else ilp)",
+        choices=("ilp", "prune", "plc", "dense", *WITHOUT_REGIONS),
+        metavar="NAME",
+        help=f"ilp, prune, plc, dense, {', '.join(WITHOUT_REGIONS)} (default: plc with a compressor, else ilp)",
     )
     parser.add_argument("--layer", metavar="K", help="decoder layers that see every token (default: 1 per 16 layers)")
     parser.add_argument(
         "--budget", metavar="N", help="visual tokens to keep, or a share like 0.2 (default: the region's)"
     )
     parser.add_argument("--max-new-tokens", default="32", metavar="N")
+    parser.add_argument("--compare", action="store_true", help="answer with every token, too")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or auto (default: float32 on a CPU, else auto)")
     return parser

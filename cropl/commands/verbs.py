@@ -1,4 +1,7 @@
-"""Commands with verbs of their own, such as `cropl shards build`: each verb is a module, imported when it is called."""
+"""The verbs of the command line, and those that have verbs of their own, such as `cropl shards build`.
+
+Each verb is a module, imported when it is called. Imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,39 @@ import importlib
 from collections.abc import Mapping, Sequence
 
 from cropl.errors import USAGE, UsageError, nearest
+
+TRAINING_VERBS = {
+    "fit": "train a module of a recipe",
+    "validate": "run a recipe's validation",
+    "test": "run a recipe's test",
+    "predict": "run a recipe's predictions",
+}
+"""Those of LightningCLI."""
+
+COMMANDS = {
+    "evaluate": "answer a benchmark with several pruning methods and compare them",
+    "report": "make tables and plots of stored evaluations",
+    "score": "score a file of answers by a benchmark's official rules",
+    "ask": "ask one question about one image",
+    "demo": "a local web page to try it on",
+    "answer": "answer a file or stream of questions, localizing ahead",
+    "export": "write a training's checkpoint as a plain transformers folder",
+    "consolidate": "make one checkpoint file of a sharded one",
+    "calibrate": "size a localizer's regions so that they hold enough for a share of the questions",
+    "shards": "build, verify and inspect shards of training and test data",
+    "bench": "measure speed",
+    "quickstart": "the whole path on the built-in testbed, in a few minutes",
+    "check": "say whether recipes can run here, and what is missing",
+    "doctor": "say what this machine has, and how to get what is missing",
+    "completion": "print what makes a shell complete verbs, recipes and flags",
+    "ls": "list the built-in recipes",
+    "show": "print a recipe",
+    "cp": "copy a recipe, to change it",
+}
+"""All others; each is the module `cropl.commands.VERB`."""
+
+TRAINS = ("check", "quickstart")
+"""Those that are handed what builds a training."""
 
 
 def run_verb(command: str, verbs: Mapping[str, str], args: Sequence[str]) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from cropl.cli import main
+from cropl.commands import ask_options
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def test_a_given_region(ask, tmp_path):
     told = ask("--region", "2,1,4,3", "-o", str(tmp_path / "overlay.png"))
     assert told["region"].startswith("2,1,4,3") and "3 x 3" in told["region"]
     assert told["tokens"].split()[2] == "144" and "from decoder layer 1 of 3 on" in told["tokens"]
-    assert {"answer", "dense", "timing", "overlay"} <= set(told)
+    assert {"answer", "prefill", "timing", "overlay"} <= set(told) and "dense" not in told
     with Image.open(tmp_path / "overlay.png") as picture:
         assert picture.size == (640, 384) and picture.format == "PNG"
 
@@ -44,9 +48,10 @@ def test_a_budget_is_kept_exactly(ask):
 
 
 def test_all_layers_full_is_dense(ask):
-    told = ask("--region", "0,0,0,0", "--layer", "3")
-    assert told["answer"] == told["dense"]
-    assert "dense" not in ask("--method", "dense")
+    told = ask("--region", "0,0,0,0", "--layer", "3", "--compare")
+    assert told["answer"] == told["dense"] and "100 % of dense" in told["prefill"]
+    told = ask("--method", "dense")
+    assert "dense" not in told and "of dense" not in told["prefill"]
 
 
 def test_a_localizer(ask, tiny_localizer):
@@ -88,3 +93,26 @@ def test_a_model_with_a_compressor_compresses(tiny_llava, tmp_path, photo, capsy
         assert main([*args, *wrong]) == 2 and says in capsys.readouterr().err
     assert main([*args[:4], tiny_llava, *args[5:], "--method", "plc"]) == 2
     assert "has no compressor.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ask_options.WITHOUT_REGIONS)
+def test_methods_that_choose_by_themselves(ask, method):
+    told = ask("--method", method, "--budget", "192", "--model", "testbed:llava")  # six layers, enough for all stages
+    assert "region" not in told and told["tokens"].startswith("192 of 576") and "% of dense" in told["prefill"]
+
+
+def test_they_need_a_budget_and_no_region(tiny_llava, photo, capsys):
+    command = ["ask", photo, "What?", "--model", tiny_llava, "--method", "fastv"]
+    assert main(command) == 2 and "--method fastv needs --budget" in capsys.readouterr().err
+    assert main([*command, "--budget", "9", "--region", "0,0,1,1"]) == 2
+    assert "--region has no effect with --method fastv" in capsys.readouterr().err
+
+
+def test_an_image_from_standard_input(ask, photo, tiny_llava, capsys, monkeypatch):
+    told = ask("--region", "2,1,4,3", "--compare")
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(Path(photo).read_bytes())))
+    command = ["ask", "-", "What color is the star?", "--model", tiny_llava, "--max-new-tokens", "2"]
+    assert main([*command, "--region", "2,1,4,3"]) == 0
+    assert f"answer    {told['answer']}" in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"no image")))
+    assert main([*command, "--region", "2,1,4,3"]) == 2
