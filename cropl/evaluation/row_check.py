@@ -42,6 +42,8 @@ def or_null(check: Check) -> Check:
 
 NUMBER: Check = ("a number", is_number)
 POSITIVE: Check = ("a number above 0", lambda value: is_number(value) and value > 0)
+SECONDS: Check = ("a number from 0 on", lambda value: is_number(value) and value >= 0)
+SHARE: Check = ("a number from 0 to 1", lambda value: is_number(value) and 0 <= value <= 1)
 INTEGER: Check = ("an integer", _is_integer)
 TEXT: Check = ("text", lambda value: isinstance(value, str))
 NAMES: Check = ("a list of names", lambda value: isinstance(value, list) and all(isinstance(one, str) for one in value))
@@ -73,6 +75,7 @@ COMPARISON: Mapping[str, Check] = {
 OPTIONAL: Mapping[str, Check] = {
     "positions": TEXT,
     "model_name": TEXT,
+    "family": TEXT,
     "control": TEXT,
     "infeasible": TEXT,
     "seeds": ("a list", lambda value: isinstance(value, list)),
@@ -80,8 +83,8 @@ OPTIONAL: Mapping[str, Check] = {
     "versions": ("a mapping", lambda value: isinstance(value, dict)),
     "prefill_flops_with_localizer": POSITIVE,
     "images": POSITIVE,
-    "encode_seconds": NUMBER,
-    "localizer_seconds": NUMBER,
+    "encode_seconds": SECONDS,
+    "localizer_seconds": SECONDS,
     "score": NUMBER,
     "score_ci95": INTERVAL,
     "score_source": TEXT,

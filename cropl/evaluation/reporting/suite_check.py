@@ -14,6 +14,7 @@ from cropl.evaluation.row_check import (
     NUMBER,
     OPTIONAL,
     POSITIVE,
+    SHARE,
     TEXT,
     Check,
     check_dense,
@@ -48,7 +49,7 @@ PERHAPS: Mapping[str, Check] = {
 }  # fmt: skip
 
 RECALL: Mapping[str, Check] = {
-    "n": POSITIVE, "mean_recall": NUMBER, "recall_gt_0.5": NUMBER, "recall_gt_0.7": NUMBER, "recall_gt_0.9": NUMBER
+    "n": POSITIVE, "mean_recall": SHARE, "recall_gt_0.5": SHARE, "recall_gt_0.7": SHARE, "recall_gt_0.9": SHARE
 }  # fmt: skip
 
 

@@ -44,6 +44,11 @@ def changed(*path, value=...):
         (changed("suite", 1, "layer", value=None), "layer is null, and ILP has one"),
         (changed("suite", 1, "tokens_kept", value=5), "tokens_kept '5' must be a mapping of benchmarks"),
         (changed("suite", 2, "scores", value="x"), "arm 3: scores 'x' must be a mapping"),
+        (
+            changed("localizer", "gqa", "recall_gt_0.5", value=1e308),
+            "recall_gt_0.5 '1e.308' must be a number from 0 to 1",
+        ),
+        (changed("rows", 1, "encode_seconds", value=-1), "encode_seconds '-1' must be a number from 0 on"),
         (changed("suite", 3, "seeds", value=3), "seeds '3' must be a list"),
     ],
 )
