@@ -79,7 +79,8 @@ def run(args: Sequence[str]) -> int:
     if options.overlay is not None:
         from cropl.evaluation.overlay import draw_overlay
 
-        draw_overlay(image, grid, keep.tolist(), located.region).save(options.overlay)
+        shown = pruned.left if method in WITHOUT_REGIONS and pruned.left else keep.tolist()
+        draw_overlay(image, grid, shown, located.region).save(options.overlay)
         print(f"overlay   {options.overlay}")
     return 0
 

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Answered:
-    """An answer, the seconds of its generation with the image already encoded, and the visual tokens of its last layer.
+    """An answer, and the seconds of its generation with the image already encoded.
 
-    `layers` are the visual tokens that each decoder layer saw.
+    `layers` are the visual tokens that each decoder layer saw; `left` says of each of the image's tokens whether the
+    last one did, None where nothing inside the language model was dropped.
     """
 
     text: str
     seconds: float
     layers: tuple[int, ...]
+    left: list[bool] | None = None
 
 
 def chosen(options: Options, method: str, layer: int, vlm: VLM, grid: Tokens) -> Any:
@@ -46,10 +48,13 @@ def chosen(options: Options, method: str, layer: int, vlm: VLM, grid: Tokens) ->
 
     from cropl.evaluation.arm_run import Run, default_of
     from cropl.evaluation.arms import read_arms
+    from cropl.pruning.select import scaled_layer
 
     (arm,) = read_arms([{"method": method, "layer": options.layer, "budget": options.budget}], (0,))
-    layer = default_of(arm, "layer") if options.layer is None else options.layer
-    run = Run(arm, arm.runs()[0], layer, vlm.num_layers)
+    own = default_of(arm, "layer")
+    usual = scaled_layer(own, vlm.num_layers) if own else own  # as that of ILP
+    full = usual if options.layer is None else options.layer
+    run = Run(arm, arm.runs()[0], full, vlm.num_layers)
     run.count([grid.num_tokens])
     return run.method([options.question])
 
@@ -83,7 +88,18 @@ def answer(
             inputs = vlm.inputs([image], [question], vlm.encode_images([image]))
         began = time.perf_counter()
         text = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)[0]
-    return Answered(text, time.perf_counter() - began, visual_per_layer(vlm, inputs, patch, 0))
+    seconds, layers = time.perf_counter() - began, visual_per_layer(vlm, inputs, patch, 0)
+    return Answered(text, seconds, layers, _left(vlm, inputs, patch))
+
+
+def _left(vlm: VLM, inputs: VLMInputs, patch: Any) -> list[bool] | None:
+    import torch
+
+    if patch is None or patch.survivors_BM is None:
+        return None
+    position_V = vlm.visual_mask(inputs.tensors["input_ids"][0]).nonzero()[:, 0]
+    found: list[bool] = torch.isin(position_V, patch.survivors_BM[0].to(position_V.device)).tolist()
+    return found
 
 
 def flops(vlm: VLM, inputs: VLMInputs, layers: tuple[int, ...], chosen: Any) -> tuple[float, float]:

@@ -20,6 +20,8 @@ WITHOUT_REGIONS = (
     "fastv", "sparsevlm", "sparsevlm+", "pyramiddrop", "visionzip", "vispruner", "divprune", "uniform", "random"
 )  # fmt: skip
 """Methods that choose tokens by themselves, as many as the budget says."""
+MERGING = ("visionzip", "vispruner")
+"""Those whose tokens are not of one place each."""
 EPILOG = """\
 examples:
   cropl ask sign.jpg "What word is on the red sign?" -o overlay.png
@@ -74,6 +76,10 @@ def read(args: Sequence[str]) -> Options | None:
                 raise UsageError(
                     f"--{flag.replace('_', '-')} has no effect with --method {options.method}: leave it out"
                 )
+        if options.overlay is not None and options.method in MERGING:
+            raise UsageError(
+                f"--overlay has nothing to show with --method {options.method}: its tokens are merged ones"
+            )
         if given.budget is None:
             raise UsageError(
                 f"--method {options.method} needs --budget: how many visual tokens, or which share, to keep"

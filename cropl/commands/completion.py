@@ -30,8 +30,8 @@ SCRIPTS = {
     "fish": "complete -c cropl -a '(cropl completion --words (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'",
 }
 
-RECIPES = ("show", "cp", "check")
-"""Verbs whose arguments are recipes; all others take them behind -c."""
+RECIPES = {"show": 1, "cp": 1, "ls": 1, "check": 99}
+"""Verbs whose first arguments, so many of them, are recipes; all others take them behind -c."""
 
 
 def run(args: Sequence[str]) -> int:
@@ -57,7 +57,7 @@ def words(typed: Sequence[str]) -> list[str]:
     own = getattr(_command(verb), "VERBS", {})
     if own and len(before) == 1:
         return _starting(own, last)
-    if before[-1] in ("-c", "--config") or (verb in RECIPES and len(before) == 1 and not last.startswith("-")):
+    if before[-1] in ("-c", "--config") or (len(before) <= RECIPES.get(verb, 0) and not last.startswith("-")):
         return recipe.names(last)
     return _starting(flags(before[: 2 if own else 1]), last) if last.startswith("-") else []
 

@@ -69,8 +69,12 @@ def _devices() -> dict[str, str]:
 
     told = {"CPU": f"{_cores()} cores, {_gib(_memory())} of memory, torch uses {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
-        about = torch.cuda.get_device_properties(index)
-        free, _ = torch.cuda.mem_get_info(index)
+        try:
+            about = torch.cuda.get_device_properties(index)
+            free, _ = torch.cuda.mem_get_info(index)
+        except RuntimeError as error:  # full, or another process's alone
+            told[f"cuda:{index}"] = f"cannot be opened: {str(error).splitlines()[0]}"
+            continue
         size = f"{_gib(about.total_memory)}, {_gib(free)} free"
         told[f"cuda:{index}"] = f"{about.name}, {size}, compute capability {about.major}.{about.minor}"
     if torch.backends.mps.is_available():

@@ -61,7 +61,7 @@ class Answerer:
         method: an `InnerLLM` or `PreLLM`; None is ILP from near the paper's layer on, 2 of 32.
         budget: tokens that each image keeps exactly (int), or its share of them (float); None keeps the regions.
         factor: instead of a budget, what regions are scaled by: one that `calibrate` found on another set.
-        batch_size: questions of a forward.
+        batch_size: questions of a forward, of the localizer's too.
         max_new_tokens: of an answer.
 
     Raises:
@@ -80,7 +80,18 @@ class Answerer:
         batch_size: int = 8,
         max_new_tokens: int = 32,
     ) -> None:
-        self.vlm = load_vlm(model) if isinstance(model, str) else wrap(model, processor)
+        if isinstance(model, (str, Path)):
+            if processor is not None:
+                raise ValueError(f"{model} is loaded with its own processor: leave `processor` out")
+            self.vlm = load_vlm(str(model))
+        else:
+            self.vlm = wrap(model, processor)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size={batch_size!r}: must be an integer, at least 1")
+        if method is not None and not isinstance(method, (InnerLLM, PreLLM)):
+            raise ValueError(
+                f"method must be an InnerLLM such as ILP(layer=2), or a PreLLM such as PLC, not {method!r}"
+            )
         self._stage = AnswerStage(self.vlm, method, budget, factor, batch_size, max_new_tokens)
         if localizer is not None and not self._stage.takes_regions:
             raise ValueError(f"{self.method.name} takes no regions: leave the localizer out")
@@ -139,10 +150,19 @@ class Answerer:
         if regions is None:
             if self.localizer is None:
                 raise ValueError(f"{self.method.name} needs regions: give a localizer, or regions=[Region(...), ...]")
-            pictures = [_opened(one.image) for one in asked]
-            regions = self.localizer.locate(pictures, [one.question for one in asked])
+            regions = []
+            for start in range(0, len(asked), self._stage.batch_size):
+                batch = asked[start : start + self._stage.batch_size]
+                pictures = [_opened(one.image, start + place) for place, one in enumerate(batch)]
+                found = self.localizer.locate(pictures, [one.question for one in batch])
+                if len(found) != len(batch):
+                    raise ValueError(f"the localizer gave {len(found)} regions for {len(batch)} questions")
+                regions += found
         return [Located(region) for region in regions]
 
 
-def _opened(image: Any) -> Any:
-    return load_image(image) if isinstance(image, (str, Path, bytes)) else image
+def _opened(image: Any, place: int) -> Any:
+    try:
+        return load_image(image) if isinstance(image, (str, Path, bytes)) else image
+    except ValueError as error:
+        raise ValueError(f"question {place}: {error}") from None

@@ -98,6 +98,17 @@ def test_regions_of_ones_own_and_methods_without_any(vlm, asked):
     assert [one.text for one in dense] == [vlm.generate(vlm.inputs([i], [q]))[0] for i, q in zip(images, questions)]
 
 
+def test_the_localizer_sees_no_more_than_a_batch(vlm, localizer, asked, monkeypatch):
+    images, questions = asked
+    whole = Answerer(vlm, localizer=localizer, budget=64)(images, questions)
+    sizes, locate = [], localizer.locate
+    monkeypatch.setattr(
+        localizer, "locate", lambda pictures, asked: sizes.append(len(asked)) or locate(pictures, asked)
+    )
+    answers = Answerer(vlm, localizer=localizer, budget=64, batch_size=2)(images, questions)
+    assert sizes == [2, 2, 1] and [str(one) for one in answers] == [str(one) for one in whole]
+
+
 def test_plc(localizer, asked):
     images, questions = asked
     answers = Answerer("testbed:plc", localizer=localizer, method=PLC.from_pretrained("testbed:plc"))(images, questions)
@@ -122,6 +133,14 @@ def test_what_is_wrong_is_told(vlm, localizer, asked, tmp_path):
         Answerer(vlm, localizer=object())
     with pytest.raises(ValueError, match="one model: load it twice"):
         Answerer(localizer.vlm, localizer=localizer)
+    with pytest.raises(ValueError, match="its own processor"):
+        Answerer("testbed:llava", object())
+    with pytest.raises(ValueError, match="batch_size=0"):
+        Answerer(vlm, localizer=localizer, batch_size=0)
+    with pytest.raises(ValueError, match="method must be an InnerLLM"):
+        Answerer(vlm, localizer=localizer, method="ilp")
+    with pytest.raises(ValueError, match="question 1: "):
+        Answerer(vlm, localizer=localizer)([images[0], b"no image"], questions[:2])
     answerer = Answerer(vlm, localizer=localizer)
     for wrong in ((images[0], questions), (images, questions[0]), (images[:2], questions)):
         with pytest.raises(ValueError, match="give"):
