@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from cropl.errors import USAGE, UsageError, guarded, nearest
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
+_TRACKER = re.compile(r"(?:Requirement|Module not found:) '(wandb|mlflow)\b")
 _NOT_FOR_USERS = (
     "LightningCLI's args parameter",  # we pass them on purpose
     ".*skip_none parameter was deprecated",  # Lightning's own call
@@ -180,6 +182,8 @@ def _one_line_error(parser: Any, message: str) -> None:
 
 def _of_the_class(message: str) -> str:
     """What the class said, out of jsonargparse's list of all that a value could be (model and data may be None)."""
+    if tracker := _TRACKER.search(message):
+        return f"trainer.logger: {tracker[1]} is not installed: pip install 'cropl[tracking]'"
     if "Union subtypes" not in message:
         return message
     text = " ".join(message.split())

@@ -1,25 +1,35 @@
-"""Make the screenshots of these pages: `python docs/make_screenshots.py`. Needs the extra `dev`, and a Chromium."""
+"""Takes the pictures of these pages: `python docs/make_screenshots.py [demo] [terminal] [report]`.
+
+Needs the extra `dev`, and a Chromium.
+"""
 
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import uvicorn
 from playwright.sync_api import Page, expect, sync_playwright
+from terminal import picture, printed, small
 
 from cropl.commands.models import checkpoint, open_localizer, open_vlm
 from cropl.integrations.demo.app import make_app
 from cropl.integrations.demo.engine import Engine
 from cropl.integrations.demo.locating import Locator
 from cropl.integrations.demo.serve import listening
+from cropl.testbed.samples import samples
 
-IMAGES = Path(__file__).parent / "images"
+ROOT = Path(__file__).resolve().parent.parent
+IMAGES = ROOT / "docs" / "images"
 MODEL, LOCALIZER = "testbed:llava", "testbed:localizer"
+SCENE = 4
+"""The test scene that `cropl ask` is shown with."""
 
 
 @contextmanager
@@ -65,9 +75,9 @@ def again(page: Page) -> None:
     page.mouse.move(0, 0)
 
 
-def main() -> None:
-    """Write `demo.png`, light, and `demo_region.png`, dark: a region of the user's, and the probabilities."""
-    with demo() as address, browser() as opened:
+def demo_pictures(opened: Any) -> None:
+    """`demo.png`, light, and `demo_region.png`, dark: a region of the user's, and the probabilities."""
+    with demo() as address:
         page = opened.new_page(viewport={"width": 1280, "height": 1000})
         answered(page, address)
         page.screenshot(path=IMAGES / "demo.png", full_page=True)
@@ -79,6 +89,47 @@ def main() -> None:
         page.wait_for_timeout(600)
         again(page)
         page.screenshot(path=IMAGES / "demo_region.png", full_page=True)
+
+
+def terminal_pictures(opened: Any) -> None:
+    """`terminal_ls.png`, `terminal_ask.png`, `terminal_evaluate.png` and `terminal_doctor.png`."""
+    with TemporaryDirectory() as made:
+        folder = Path(made)
+        (sample,) = samples("test", 1, start=SCENE)
+        sample.picture().save(folder / "scene.png")
+        study = ["evaluate", "-c", "testbed/study", "--vars.budgets", "[64]", "--limit", "120"]
+        commands = {
+            "ls": (["ls", "testbed/"], 150),
+            "ask": (["ask", "scene.png", sample.question, "--compare"], 92),
+            "evaluate": (study, 126),
+            "doctor": (["doctor"], 112),
+        }
+        for name, (args, columns) in commands.items():
+            output = printed(args, folder, columns)
+            for place, shown in ((folder, "~/study"), (ROOT, "~/cropl"), (Path.home(), "~")):
+                output = output.replace(str(place), shown)
+            typed = "cropl " + " ".join(f'"{arg}"' if set(arg) & set(" [") else arg for arg in args)
+            picture(opened, typed, output, columns, IMAGES / f"terminal_{name}.png")
+
+
+def report_pictures(opened: Any) -> None:
+    """`report.png`: the page of a small suite, its first table."""
+    with TemporaryDirectory() as made:
+        folder = Path(made)
+        printed(["evaluate", "-c", "testbed/tables", "--limit", "24", "--out", "suite"], folder, 120)
+        printed(["report", "suite", "-o", "report"], folder, 120)
+        page = opened.new_page(viewport={"width": 1180, "height": 1500})
+        page.goto((folder / "report" / "suite.html").as_uri())
+        page.screenshot(path=IMAGES / "report.png")
+        small(IMAGES / "report.png")
+
+
+def main() -> None:
+    """Make the pictures that are asked for, or all."""
+    kinds = {"demo": demo_pictures, "terminal": terminal_pictures, "report": report_pictures}
+    with browser() as opened:
+        for kind in sys.argv[1:] or kinds:
+            kinds[kind](opened)
 
 
 if __name__ == "__main__":

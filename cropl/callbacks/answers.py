@@ -7,6 +7,10 @@ from typing import Any
 
 import lightning as L
 
+from cropl.callbacks.tracking import log_table
+
+COLUMNS = ("question", "true answer", "given answer")
+
 
 class SampleAnswers(L.Callback):
     """Writes the first validation questions as a table to ``<log folder>/answers/step-N.md``, and to loggers.
@@ -48,15 +52,12 @@ class SampleAnswers(L.Callback):
         folder = self._log_dir / "answers"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"step-{trainer.global_step:06d}.md").write_text(text, encoding="utf-8")
-        for logger in trainer.loggers:
-            add_text = getattr(getattr(logger, "experiment", None), "add_text", None)
-            if add_text:
-                add_text("answers", text, trainer.global_step)
+        log_table(trainer.loggers, "answers", COLUMNS, self._rows, text, trainer.global_step)
 
 
 def table(rows: list[tuple[str, str, str]]) -> str:
     """Questions, true answers and given ones as a Markdown table; answers that differ are marked."""
-    lines = ["| question | true answer | given answer | |", "|---|---|---|---|"]
+    lines = [f"| {' | '.join(COLUMNS)} | |", "|---|---|---|---|"]
     for question, true, given in rows:
         mark = "" if given.strip().lower() == true.strip().lower() else "x"
         lines.append(f"| {_cell(question)} | {_cell(true)} | {_cell(given)} | {mark} |")

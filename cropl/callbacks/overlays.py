@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from PIL import Image
 
+from cropl.callbacks.tracking import log_image
 from cropl.drawing import PREDICTED, TRUE, contact_sheet, draw_regions
 from cropl.grid import Region
 
@@ -59,13 +59,4 @@ class RegionOverlays(L.Callback):
         folder = self._log_dir / "regions"
         folder.mkdir(parents=True, exist_ok=True)
         sheet.save(folder / f"step-{trainer.global_step:06d}.png")
-        for logger in trainer.loggers:
-            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-            if add_image:
-                pixels = torch.frombuffer(bytearray(sheet.tobytes()), dtype=torch.uint8)
-                add_image(
-                    "regions",
-                    pixels.reshape(sheet.height, sheet.width, 3).numpy(),
-                    trainer.global_step,
-                    dataformats="HWC",
-                )
+        log_image(trainer.loggers, "regions", sheet, trainer.global_step)

@@ -138,6 +138,10 @@ def _models(studies: Sequence[Study], notes: list[str]) -> Iterator[str]:
     study, arms = studies[0], [arm for study in studies for arm in study.arms]
     for arm in arms:
         recipe.load_object(arm.class_path)
+    if study.family:
+        from cropl.commands.models import own_family
+
+        own_family(study.family)
     for key in ("model", "localizer", "grounding"):
         if name := getattr(study, key):
             yield from _checkpoint(key, name, notes)

@@ -11,7 +11,7 @@ from cropl import recipe
 from cropl.benchmarks.base import read_truths
 from cropl.benchmarks.join import join
 from cropl.benchmarks.names import benchmark, check_files
-from cropl.commands.models import open_localizer, open_vlm
+from cropl.commands.models import open_localizer, open_vlm, own_family
 from cropl.data.sample import Sample
 from cropl.errors import UsageError
 from cropl.evaluation.official import Official
@@ -48,6 +48,8 @@ def load_tasks(suite: Suite, out: Path, apart: bool) -> list[Task]:
     """
     for arm in (arm for study in suite.studies for arm in study.arms):
         recipe.load_object(arm.class_path)
+    if family := suite.studies[0].family:
+        own_family(family)
     tasks = []
     for study, prepare in zip(suite.studies, suite.prepare, strict=True):
         if prepare is not None:
@@ -70,7 +72,8 @@ def run_tasks(tasks: Sequence[Task], label: str, part: Part) -> dict[str, Outcom
     study = tasks[0].study
 
     def answering(name: str) -> VLM:
-        return open_vlm(name, study.device, study.dtype, study.attention, study.protocol, study.system)
+        options = (study.device, study.dtype, study.attention, study.protocol, study.system, study.family)
+        return open_vlm(name, *options)
 
     vlm = answering(study.model)
     arms = [arm for task in tasks for arm in task.study.arms]

@@ -49,27 +49,43 @@ def open_vlm(
     attention: str | None = None,
     protocol: str | None = None,
     system: bool | None = None,
+    family: str | None = None,
 ) -> VLM:
-    """Load the model that answers; `protocol` is LLaVA-NeXT's, and `system` (its system sentence) of both LLaVAs."""
+    """Load the model that answers; `protocol` is LLaVA-NeXT's, and `system` (its system sentence) of both LLaVAs.
+
+    `family` is the class path of another `VLM` than the one that the checkpoint's model type stands for.
+    """
     from cropl.models.loading import load_config
     from cropl.models.vlm import load_vlm
 
     _quiet()
+    load = load_vlm if family is None else own_family(family).from_pretrained  # its import may register the config
     options = _options(device, dtype, attention)
     if protocol is not None:
-        if (family := load_config(checkpoint(name)).model_type) != "llava_next":
-            raise UsageError(f"protocol {protocol!r}: {name} is a {family} model, and only LLaVA-NeXT has protocols")
+        if (kind := load_config(checkpoint(name)).model_type) != "llava_next":
+            raise UsageError(f"protocol {protocol!r}: {name} is a {kind} model, and only LLaVA-NeXT has protocols")
         options["protocol"] = protocol
     if system is not None:
-        if (family := load_config(checkpoint(name)).model_type) not in ("llava", "llava_next"):
-            raise UsageError(f"system {system}: {name} is a {family} model, and only LLaVA has a system sentence")
+        if (kind := load_config(checkpoint(name)).model_type) not in ("llava", "llava_next"):
+            raise UsageError(f"system {system}: {name} is a {kind} model, and only LLaVA has a system sentence")
         options["system"] = system
     try:
-        return load_vlm(checkpoint(name), **options)
+        return load(checkpoint(name), **options)
     except ValueError as error:
         if protocol is None or "protocol" not in str(error):
             raise
         raise UsageError(str(error)) from None
+
+
+def own_family(class_path: str) -> type[VLM]:
+    """The `VLM` class with a dotted path; UsageError says what is wrong with it."""
+    from cropl import recipe
+    from cropl.models.vlm import VLM
+
+    found = recipe.load_object(class_path)
+    if not isinstance(found, type) or not issubclass(found, VLM):
+        raise UsageError(f"family {class_path!r} is no VLM: name a subclass of cropl.models.vlm.VLM")
+    return found
 
 
 def open_localizer(

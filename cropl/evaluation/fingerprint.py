@@ -101,8 +101,13 @@ def _parts(value: Any) -> list[Any]:
 
 
 def _sources(class_path: str) -> str | None:
+    """`_source_of` what a dotted path names."""
+    return _source_of(load_object(class_path))
+
+
+def _source_of(kind: Any) -> str | None:
     """The text of the file that a class is in, unless it is one of cropl's: `code` has those."""
-    module = load_object(class_path).__module__
+    module = kind.__module__
     file = getattr(sys.modules[module], "__file__", None)
     return None if file is None or module.partition(".")[0] == "cropl" else Path(file).read_text(encoding="utf-8")
 
@@ -131,6 +136,7 @@ def _model(name: str, vlm: VLM) -> dict[str, Any]:
     """A checkpoint, or the revision on the hub, and how it is run."""
     return {
         "name": name,
+        "family": [type(vlm).__qualname__, _source_of(type(vlm))],
         "files": _checkpoint(name) or getattr(vlm.model.config, "_commit_hash", None),
         "dtype": str(vlm.model.dtype),
         "device": vlm.device.type,

@@ -120,6 +120,7 @@ def _identity(study: Study, arm: Arm, run: Run, n: int) -> dict[str, Any]:
         "options": dict(arm.options),
         "model": arm.model or study.model,
         "model_name": arm.model_name,
+        "family": study.family,
         "benchmark": study.benchmark,
         "scorer": study.scorer,
         "limit": study.limit,

@@ -22,6 +22,7 @@ class Study:
 
     Attributes:
         model: folder or hub name of the model that answers; `testbed:NAME` is a model that ships with cropl.
+        family: class path of the `VLM` that wraps every model that answers; None goes by the checkpoint's model type.
         localizer: folder of the localizer, for the sources predicted, center and random; None where none is needed.
         data: `class_path` and `init_args` of something that returns a list of `Sample`s.
         arms: what to compare; a dense arm is put first where there is none.
@@ -48,6 +49,7 @@ class Study:
     model: str
     data: Mapping[str, Any]
     arms: tuple[Arm, ...]
+    family: str | None = None
     localizer: str | None = None
     benchmark: str = "benchmark"
     scorer: str | None = None
@@ -88,8 +90,8 @@ class Study:
         schema.integer(given, "limit", least=1, null=True)
         for key in ("model", "benchmark"):
             schema.text(given, key)
-        for key in ("localizer", "grounding", "regions", "out", "device", "dtype", "attention", "protocol", "scorer",
-                    "prompt", "cache"):  # fmt: skip
+        for key in ("family", "localizer", "grounding", "regions", "out", "device", "dtype", "attention", "protocol",
+                    "scorer", "prompt", "cache"):  # fmt: skip
             schema.text(given, key, null=True)
         annotations = tuple(schema.each(given.get("annotations") or []))
         if not all(isinstance(file, str) and file for file in annotations):

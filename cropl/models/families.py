@@ -1,6 +1,6 @@
 """The model families of this package: `config.model_type` -> dotted path of its `VLM` class.
 
-A family outside the package needs no entry: construct its class directly.
+A family outside the package needs no entry: a study names its class (`family`), and in Python one constructs it.
 """
 
 FAMILIES = {

@@ -1,0 +1,60 @@
+"""Workers and trainings that are killed: an error that names the worker, and nothing left in shared memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cropl.data.shards import ShardReader
+from cropl.data.stream import SampleStream, StartMethod, StreamLoader
+from tests.attacks.test_orphans import SCRIPT
+from tests.data.conftest import write_shards as write_shards
+
+
+def pid_of(batch: list[object]) -> int:
+    return os.getpid()
+
+
+@pytest.mark.parametrize(
+    "method", ["fork", *(pytest.param(m, marks=pytest.mark.slow) for m in ("forkserver", "spawn"))]
+)
+def test_a_worker_that_is_killed_is_named(write_shards: Callable[..., Path], method: StartMethod) -> None:
+    """As the system does where memory is short: an error within seconds, and no other batch in its place."""
+    stream = SampleStream(ShardReader(write_shards()), np.zeros((100_000, 1), dtype=int), collate=pid_of)  # type: ignore[arg-type]
+    batches = iter(StreamLoader(lambda: stream, 100_000, 2, method))
+    pids = {next(batches) for _ in range(4)}
+    assert len(pids) == 2 and os.getpid() not in pids
+    os.kill(min(pids), signal.SIGKILL)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match=rf"worker.*\b{min(pids)}\b"):
+        list(batches)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_killed_training_leaves_nothing_in_shared_memory(
+    write_shards: Callable[..., Path], tmp_path: Path, method: str
+) -> None:
+    prefix = f"cropl-test-{os.getpid()}-{method}"
+    naming = f"import multiprocessing.process as p\np.current_process()._config['semprefix'] = '/{prefix}'\n"
+    held = SCRIPT.replace("    os.kill(", "    print(*os.listdir('/dev/shm'), flush=True)\n    os.kill(")
+    assert held != SCRIPT
+    (tmp_path / "training.py").write_text(naming + held)
+    command = [sys.executable, str(tmp_path / "training.py"), str(write_shards()), method]
+    run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=300)
+    assert run.returncode == -signal.SIGKILL
+    assert (prefix in run.stdout) == (method != "fork")  # semaphores without a name are nobody's to clean up
+    deadline = time.monotonic() + 30
+    while (left := [name for name in os.listdir("/dev/shm") if prefix in name]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left

@@ -1,0 +1,1 @@
+"""Receipts for cropl: a model family, a pruning method and a benchmark."""
