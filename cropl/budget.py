@@ -18,6 +18,7 @@ Shapes: V visual tokens of one image, A visual tokens of all images of the set, 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -115,6 +116,13 @@ def calibrate(
     Every image keeps at least one token, nearest to its region's centre. A budget that needs more than the tokens over
     the images takes padding tokens, nearest first, and counts them in `padding`.
 
+    Example (64 tokens of 576 on average: few of the small region's image, more of the large one's):
+        >>> from cropl import Region, TokenGrid
+        >>> regions = [Region(3, 3, 4, 4), Region(0, 0, 5, 7)]
+        >>> found = calibrate(regions, [TokenGrid.stretched(24, 24, 336, 336)] * 2, 64)
+        >>> [int(keep_V.sum()) for keep_V in found.keep], found.mean
+        ([16, 112], 64.0)
+
     Args:
         regions: one region, or union of regions, per image.
         grids: one token grid or map per image.
@@ -166,6 +174,12 @@ def calibrate(
 def per_image(region: Regions, grid: Tokens, budget: int | float) -> Tensor:
     """Exactly the budget for one image (V,): the tokens that a growing rectangle reaches first.
 
+    Example:
+        >>> from cropl import Region, TokenGrid
+        >>> keep_V = per_image(Region(0, 0, 3, 3), TokenGrid.stretched(4, 4, 64, 64), 6)
+        >>> keep_V.reshape(4, 4).int().tolist()
+        [[1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
     Raises:
         ValueError: the budget is 0 or above the token count.
     """
@@ -181,9 +195,14 @@ def apply_factor(region: Regions, grid: Tokens, factor: float) -> Tensor:
     Raises:
         ValueError: the factor is not a positive finite number.
     """
-    if not (math.isfinite(factor) and factor > 0):
-        raise ValueError(f"scale factor {factor!r}: must be a positive finite number")
+    check_factor(factor)
     return torch.from_numpy(_reach(region, grid, clamp=True) < factor)
+
+
+def check_factor(factor: float) -> None:
+    """ValueError unless it is a positive finite number."""
+    if not isinstance(factor, Real) or not (math.isfinite(factor) and factor > 0):
+        raise ValueError(f"scale factor {factor!r}: must be a positive finite number")
 
 
 def _check_layer(layer: int, num_layers: int) -> None:

@@ -37,6 +37,13 @@ class _Immutable:
 class Region(_Immutable):
     """A rectangle of blocks: inclusive, 0-based `(x_min, y_min, x_max, y_max)` on the 8x8 grid.
 
+    Example:
+        >>> truth = Region.from_boxes([(100, 40, 260, 180)], width=640, height=480)
+        >>> truth
+        Region(x_min=1, y_min=0, x_max=3, y_max=2)
+        >>> Region(1, 0, 2, 2).recall_against(truth)
+        0.6666666666666666
+
     Raises:
         ValueError: a coordinate is no integer or lies outside 0..7, or a minimum exceeds its maximum.
     """
@@ -185,6 +192,10 @@ class TokenGrid(_Immutable):
     """`rows` x `cols` visual tokens, row-major, over a pixel window that covers the displayed image.
 
     The window is `(left, top, width, height)` in image pixels; it may reach beyond the image (padding).
+
+    Example (a wide image in LLaVA-1.5: rows 7 to 13 and columns 3 to 11 of 24 x 24 overlap the region):
+        >>> TokenGrid.padded_square(24, 640, 480).span(Region(1, 2, 3, 4))
+        (7, 15, 3, 12)
 
     Raises:
         ValueError: a size is not positive, or the window does not cover the image.

@@ -144,6 +144,14 @@ class RegionCodec:
     Style `tokens` (the default) is four added tokens in a row and a full stop, `<x_2><y_1><x_5><y_2>.`; style `digits`
     is `2 1 5 2.` and adds no tokens. Reading accepts both styles, whatever `style` is, and VPT's `<|x_2|>` form.
 
+    Example:
+        >>> RegionCodec().encode(Region(2, 1, 5, 2))
+        '<x_2><y_1><x_5><y_2>.'
+        >>> RegionCodec().decode("2 1 5 2.")
+        Region(x_min=2, y_min=1, x_max=5, y_max=2)
+        >>> RegionCodec().decode("on the left") is None
+        True
+
     Raises:
         ValueError: an unknown style.
     """

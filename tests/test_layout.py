@@ -133,7 +133,8 @@ def test_a_wheel_holds_code_recipes_and_data(tmp_path: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = [p.relative_to(ROOT) for p in FILES]
     expected = {str(p) if p.parts[0] == "cropl" else f"cropl/{p}" for p in modules}
-    shipped = [p for end in ("json", "safetensors", "jpg", "html") for p in (ROOT / "cropl").rglob(f"*.{end}")]
+    ends = ("json", "safetensors", "jpg", "html", "css", "js", "jinja", "txt")
+    shipped = [p for end in ends for p in (ROOT / "cropl").rglob(f"*.{end}")]
     data = {str(p.relative_to(ROOT)) for p in shipped}
     recipes = {f"cropl/{p.relative_to(ROOT)}" for p in PARTS["recipes"].rglob("*.yaml")}
     assert not (expected | data | recipes | {"cropl/py.typed"}) - names

@@ -46,14 +46,11 @@ def chosen(options: Options, method: str, layer: int, vlm: VLM, grid: Tokens) ->
     if method in ("ilp", "prune"):
         return ILP(layer=0, positions="compact") if method == "prune" else ILP(layer=layer)
 
-    from cropl.evaluation.arm_run import Run, default_of
+    from cropl.evaluation.arm_run import Run, usual_layer
     from cropl.evaluation.arms import read_arms
-    from cropl.pruning.select import scaled_layer
 
     (arm,) = read_arms([{"method": method, "layer": options.layer, "budget": options.budget}], (0,))
-    own = default_of(arm, "layer")
-    usual = scaled_layer(own, vlm.num_layers) if own else own  # as that of ILP
-    full = usual if options.layer is None else options.layer
+    full = usual_layer(arm, vlm.num_layers) if options.layer is None else options.layer
     run = Run(arm, arm.runs()[0], full, vlm.num_layers)
     run.count([grid.num_tokens])
     return run.method([options.question])

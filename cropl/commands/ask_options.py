@@ -114,7 +114,7 @@ def _parser() -> Parser:
         "--budget", metavar="N", help="visual tokens to keep, or a share like 0.2 (default: the region's)"
     )
     parser.add_argument("--max-new-tokens", default="32", metavar="N")
-    parser.add_argument("--compare", action="store_true", help="answer with every token, too")
+    parser.add_argument("--compare", action="store_true", help="answer with every token, too, and tell its time")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument("--dtype", help="float32, bfloat16, float16 or auto (default: float32 on a CPU, else auto)")
     return parser

@@ -11,10 +11,14 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cropl.commands.arguments import Parser
 from cropl.commands.printing import table_console
+from cropl.errors import one_line
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 EPILOG = """examples:
   cropl doctor
@@ -25,6 +29,9 @@ KERNELS = {
     "flash_attention_3": ("flash_attn_interface", "see github.com/Dao-AILab/flash-attention, folder hopper"),
 }
 """Attention kernels that are packages of their own: what imports them, and how they are installed."""
+
+MISSING, BUT = "missing", ", but cropl takes "
+"""What is said of a package that is not there, and of one in another version."""
 
 LITTLE = 20 * 2**30
 """Bytes of free disk below which a 7B checkpoint does not fit."""
@@ -59,15 +66,19 @@ def examine() -> dict[str, dict[str, str]]:
 def _versions() -> dict[str, str]:
     import cropl
 
-    names = sorted({_name(text) for text in metadata.requires("cropl") or [] if "extra ==" not in text})
+    needs = sorted((need for need in _needs() if need.marker is None), key=lambda need: need.name)
     told = {"cropl": cropl.__version__, "Python": f"{platform.python_version()} ({sys.executable})"}
-    return told | {"system": platform.platform()} | {name: _version(name) or "missing" for name in names}
+    return told | {"system": platform.platform()} | {need.name: _installed(need) for need in needs}
 
 
 def _devices() -> dict[str, str]:
-    import torch
+    cpu = f"{_cores()} cores, {_gib(_memory())} of memory"
+    try:
+        import torch
+    except Exception as error:  # what a broken installation raises is its own affair
+        return {"CPU": cpu, "torch": f"cannot be imported: {one_line(error)}"}
 
-    told = {"CPU": f"{_cores()} cores, {_gib(_memory())} of memory, torch uses {torch.get_num_threads()} threads"}
+    told = {"CPU": f"{cpu}, torch uses {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         try:
             about = torch.cuda.get_device_properties(index)
@@ -88,7 +99,7 @@ def _devices() -> dict[str, str]:
 def _attention() -> dict[str, str]:
     told = {"sdpa": "in torch, the default", "eager": "in transformers, slow"}
     for name, (package, remedy) in KERNELS.items():
-        told[name] = "available" if find_spec(package) else f"missing: {remedy}"
+        told[name] = "available" if find_spec(package) else f"{MISSING}: {remedy}"
     return told
 
 
@@ -114,23 +125,31 @@ def _free(place: Path) -> str:
 def _extras() -> dict[str, str]:
     told = {}
     for extra in metadata.metadata("cropl").get_all("Provides-Extra") or []:
-        needs = [_name(text) for text in metadata.requires("cropl") or [] if f'extra == "{extra}"' in text]
-        missing = [name for name in needs if _version(name) is None]
-        told[extra] = f"missing {', '.join(missing)}: pip install 'cropl[{extra}]'" if missing else "complete"
+        needs = [need for need in _needs() if need.marker is not None and need.marker.evaluate({"extra": extra})]
+        missing = [need.name for need in needs if _installed(need) == MISSING]
+        others = [f"{need.name} {found}" for need in needs if BUT in (found := _installed(need))]
+        if missing or others:
+            what = ", ".join([*([f"missing {', '.join(missing)}"] if missing else []), *others])
+            told[extra] = f"{what}: pip install 'cropl[{extra}]'"
+        else:
+            told[extra] = "complete"
     return told
 
 
-def _name(requirement: str) -> str:
+def _needs() -> list[Requirement]:
     from packaging.requirements import Requirement
 
-    return Requirement(requirement).name
+    return [Requirement(text) for text in metadata.requires("cropl") or []]
 
 
-def _version(name: str) -> str | None:
+def _installed(need: Requirement) -> str:
+    """Its version, and whether that is one that cropl takes."""
     try:
-        return metadata.version(name)
+        version = metadata.version(need.name)
     except metadata.PackageNotFoundError:
-        return None
+        return MISSING
+    taken = need.specifier.contains(version, prereleases=True)
+    return version if taken else f"{version}{BUT}{need.specifier}"
 
 
 def _cores() -> int:
@@ -158,6 +177,6 @@ def _print(found: Mapping[str, Mapping[str, Any]]) -> None:
     for section, entries in found.items():
         table.add_row(Text(section, style="bold"))
         for name, value in entries.items():
-            style = "yellow" if value.startswith("missing") or ", little" in value else ""
+            style = "yellow" if value.startswith((MISSING, "cannot")) or BUT in value or ", little" in value else ""
             table.add_row(Text(f"  {name}"), Text(value, style=style))
     table_console(140).print(table)

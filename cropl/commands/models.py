@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from cropl.errors import UsageError
@@ -58,7 +59,7 @@ def open_vlm(
     from cropl.models.loading import load_config
     from cropl.models.vlm import load_vlm
 
-    _quiet()
+    _quiet(name)
     load = load_vlm if family is None else own_family(family).from_pretrained  # its import may register the config
     options = _options(device, dtype, attention)
     if protocol is not None:
@@ -95,7 +96,7 @@ def open_localizer(
     from cropl.models.loading import load_config
     from cropl.models.localizer import FAMILIES, Localizer
 
-    _quiet()
+    _quiet(name)
     folder, options = checkpoint(name), _options(device, dtype)
     family = load_config(folder).model_type
     if family not in FAMILIES:
@@ -103,12 +104,18 @@ def open_localizer(
     return Localizer.from_pretrained(folder, max_pixels=max_pixels, **options)
 
 
-def _quiet() -> None:
-    """No progress bars and no advice from transformers between our own lines; its errors still come as exceptions."""
+def _quiet(name: str) -> None:
+    """No advice from transformers between our own lines; its errors still come as exceptions.
+
+    On a terminal its progress bars stay, for models that take their time.
+    """
     from transformers.utils import logging
 
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if name.startswith(TESTBED) or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    else:
+        logging.enable_progress_bar()
 
 
 def need_prunable(vlm: VLM, name: str) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.status import Status
 
 
 def table_console(width: int = 120) -> Console:
@@ -14,6 +15,13 @@ def table_console(width: int = 120) -> Console:
 
     console = Console()
     return console if console.is_terminal else Console(width=width)
+
+
+def waiting(what: str) -> Status:
+    """A line on the terminal for as long as its block lasts; nothing where the errors go elsewhere."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(what)
 
 
 def counted(number: int, what: str) -> str:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-import os
 import pickle
 import pickletools
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
@@ -26,6 +24,7 @@ from cropl.data.manifest import SampleError, ShardError
 from cropl.data.parcel import pack, unpack
 from cropl.data.sample import Sample
 from cropl.data.shards import ShardReader
+from cropl.data.workers import batches, check_sockets, end_with_parent
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class SampleStream(IterableDataset[Delivery]):
     def __iter__(self) -> Iterator[Delivery]:
         worker = get_worker_info()
         if worker:
-            _end_with_parent()
+            end_with_parent()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for index_M, valid_M in zip(self.index_BM[first::step].tolist(), self.valid_BM[first::step].tolist()):
             try:
@@ -158,7 +157,7 @@ class StreamLoader:
             generator=torch.Generator(),  # or it would draw its workers' seeds from the model's random numbers
         )
         skipped: list[str] = []
-        for made in loader:
+        for made in batches(loader):
             delivery: Delivery = unpack(made) if self.num_workers else made
             if delivery.error is not None:
                 raise delivery.error
@@ -182,6 +181,7 @@ class StreamLoader:
     def _context(self, stream: SampleStream) -> BaseContext | None:
         if not self.num_workers:
             return None
+        check_sockets()
         context = multiprocessing.get_context(self.start_method)
         if self.start_method == "forkserver":
             # The server imports once what the stream needs; the workers, new in every epoch, are forked from it in no
@@ -197,22 +197,6 @@ class StreamLoader:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing, see `state_dict`."""
-
-
-def _end_with_parent() -> None:
-    """End this worker when the process that it works for is gone.
-
-    `torch` watches the parent, but a worker's parent is the forkserver, which in turn stays as long as a worker does: a
-    training that is killed would leave them all behind for ever.
-    """
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_is(batch: Any) -> Any:

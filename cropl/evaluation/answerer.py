@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cropl.data.images import load_image
 from cropl.evaluation.pipeline.answer import AnswerStage
 from cropl.evaluation.pipeline.items import Asked, Failed, Located
 from cropl.grid import Region
@@ -20,6 +19,10 @@ from cropl.pruning import InnerLLM, PreLLM
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+HELD = 16
+"""Batches whose images are held decoded at a time, and among which questions are sorted by length."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,15 @@ class Answer:
 
 class Answerer:
     """Answers questions about images with a pruned model.
+
+    Example (models and a picture that ship with the package):
+        >>> from cropl import Answerer
+        >>> from cropl.testbed.samples import samples
+        >>> (sample,) = samples("test", 1, start=4)
+        >>> answerer = Answerer("testbed:llava", localizer="testbed:localizer", budget=64)
+        >>> (answer,) = answerer([sample.picture()], ["What word is on the red sign?"])
+        >>> print(answer, answer.region, answer.kept, answer.total)
+        park Region(x_min=3, y_min=5, x_max=7, y_max=7) 64 576
 
     Example (a stock model of `transformers`, a localizer of one's own)::
 
@@ -130,39 +142,55 @@ class Answerer:
             raise ValueError("one image or one question by itself: give a list of images and a list of questions")
         if len(images) != len(questions) or (regions is not None and len(regions) != len(questions)):
             raise ValueError(f"{len(images)} images, {len(questions)} questions: give one image (and region) for each")
-        asked = [Asked.of((image, question)) for image, question in zip(images, questions, strict=True)]
-        for place, one in enumerate(asked):
-            if one.error:
-                raise ValueError(f"question {place}: {one.error}")
-        located = self._located(asked, regions)
+        self._check(regions)
+        size = HELD * self._stage.batch_size
+        answers: list[Answer] = []
+        for start in range(0, len(questions), size):
+            some = slice(start, start + size)
+            given = None if regions is None else regions[some]
+            answers += self._answers(images[some], questions[some], given, start)
+        return answers
+
+    def _check(self, regions: Sequence[Region] | None) -> None:
+        if not self._stage.takes_regions and regions is not None:
+            raise ValueError(f"{self.method.name} takes no regions: leave them out")
+        if self._stage.takes_regions and regions is None and self.localizer is None:
+            raise ValueError(f"{self.method.name} needs regions: give a localizer, or regions=[Region(...), ...]")
+        for place, region in enumerate(regions or ()):
+            if not isinstance(region, Region):
+                raise ValueError(f"question {place}: {region!r} is no region: give Region(x_min, y_min, x_max, y_max)")
+
+    def _answers(
+        self, images: Sequence[Any], questions: Sequence[str], regions: Sequence[Region] | None, start: int
+    ) -> list[Answer]:
+        """As for a call; `start` is the place of the first question in it."""
+        asked = [_opened(*pair, start + place) for place, pair in enumerate(zip(images, questions, strict=True))]
+        located = [Located(region) for region in regions or self._regions(asked)]
         answers = []
         for place, (found, where) in enumerate(zip(self._stage(asked, located), located, strict=True)):
             if isinstance(found, Failed):
-                raise ValueError(f"question {place}: {found.reason}")
+                raise ValueError(f"question {start + place}: {found.reason}")
             answers.append(Answer(found.text, where.region, found.kept, found.total, found.seconds))
         return answers
 
-    def _located(self, asked: Sequence[Asked], regions: Sequence[Region] | None) -> list[Located]:
+    def _regions(self, asked: Sequence[Asked]) -> Sequence[Region | None]:
+        """The localizer's; None for each question of a method without regions."""
         if not self._stage.takes_regions:
-            if regions is not None:
-                raise ValueError(f"{self.method.name} takes no regions: leave them out")
-            return [Located(None) for _ in asked]
-        if regions is None:
-            if self.localizer is None:
-                raise ValueError(f"{self.method.name} needs regions: give a localizer, or regions=[Region(...), ...]")
-            regions = []
-            for start in range(0, len(asked), self._stage.batch_size):
-                batch = asked[start : start + self._stage.batch_size]
-                pictures = [_opened(one.image, start + place) for place, one in enumerate(batch)]
-                found = self.localizer.locate(pictures, [one.question for one in batch])
-                if len(found) != len(batch):
-                    raise ValueError(f"the localizer gave {len(found)} regions for {len(batch)} questions")
-                regions += found
-        return [Located(region) for region in regions]
+            return [None] * len(asked)
+        regions: list[Region | None] = []
+        for start in range(0, len(asked), self._stage.batch_size):
+            batch = asked[start : start + self._stage.batch_size]
+            found = self.localizer.locate([one.image for one in batch], [one.question for one in batch])
+            if len(found) != len(batch):
+                raise ValueError(f"the localizer gave {len(found)} regions for {len(batch)} questions")
+            regions += found
+        return regions
 
 
-def _opened(image: Any, place: int) -> Any:
-    try:
-        return load_image(image) if isinstance(image, (str, Path, bytes)) else image
-    except ValueError as error:
-        raise ValueError(f"question {place}: {error}") from None
+def _opened(image: Any, question: str, place: int) -> Asked:
+    """A question whose image is decoded, once for both models; ValueError names its place."""
+    asked = Asked.of((image, question))
+    picture = asked.picture()
+    if isinstance(picture, Failed):
+        raise ValueError(f"question {place}: {picture.reason}")
+    return replace(asked, image=picture)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cropl.budget import InfeasibleBudget, kept_for_layer_average
 from cropl.errors import UsageError
 from cropl.evaluation.arms import Arm
+from cropl.pruning.select import scaled_layer
 from cropl.recipe import instantiate, load_object
 from cropl.testbed import weights
 
@@ -140,6 +141,12 @@ def default_of(arm: Arm, name: str) -> Any:
     """What an argument of the arm's class is if it is not given; None for classes without this argument or default."""
     knob = inspect.signature(load_object(arm.class_path)).parameters.get(name)
     return None if knob is None or knob.default is inspect.Parameter.empty else knob.default
+
+
+def usual_layer(arm: Arm, num_layers: int) -> int | None:
+    """K where nobody names one: the default of the arm's class, which is for 32 layers, scaled to `num_layers`."""
+    own = default_of(arm, "layer")
+    return scaled_layer(own, num_layers) if own else own
 
 
 def _built(value: Any, where: str) -> Any:

@@ -55,6 +55,15 @@ def pruned(
     `generate` repeats rows; regions and the like repeat with them. Every prefill in the block prunes anew. Outputs hold
     the surviving positions, left-padded; labels are gathered alike.
 
+    Example (a model and a picture that ship with the package):
+        >>> from cropl import ILP, Region, load_vlm
+        >>> from cropl.testbed.samples import samples
+        >>> vlm, (sample,) = load_vlm("testbed:llava"), samples("test", 1, start=4)
+        >>> inputs = vlm.inputs([sample.picture()], [sample.question])
+        >>> with pruned(vlm, ILP(layer=1), regions=[Region(3, 5, 7, 7)], grids=inputs.grids) as patch:
+        ...     print(sample.question, vlm.generate(inputs), patch.kept_B.tolist())
+        What word is on the red sign? ['park'] [150]
+
     Yields:
         The `Patch`, which records what the last prefill kept.
 

@@ -228,7 +228,8 @@ def clustered(token_ND: Tensor) -> Tensor:
     # Centred, products lose little to cancellation, and they are many times as fast as differences.
     centred_ND = exact_ND - exact_ND.mean(0)
     distance_NN = torch.cdist(centred_ND, centred_ND, compute_mode="use_mm_for_euclid_dist").fill_diagonal_(0)
-    distance_NN = distance_NN / token_ND.shape[1] ** 0.5
+    # The same both ways to the last bit: tokens that are each other's nearest may be equally dense, and neither denser.
+    distance_NN = (distance_NN + distance_NN.T) / (2 * token_ND.shape[1] ** 0.5)
     density_N = (-distance_NN.topk(clusters, largest=False).values.square().mean(1)).exp()
     denser_NN = density_N[None] > density_N[:, None]
     parent_N = distance_NN.masked_fill(~denser_NN, float("inf")).amin(1)

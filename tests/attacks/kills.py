@@ -96,9 +96,7 @@ def train(job: Job, rank: int, world: int, port: int) -> None:
     """One rank of a run, in a process of its own."""
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(world),
-        TMPDIR=str(job.out),
     )  # fmt: skip
-    tempfile.tempdir = None  # read TMPDIR anew: a checkpoint is renamed, which is atomic, only on its own file system
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)

@@ -39,6 +39,24 @@ def test_a_worker_that_is_killed_is_named(write_shards: Callable[..., Path], met
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_a_folder_with_too_long_a_name_for_sockets_is_named(
+    write_shards: Callable[..., Path], tmp_path: Path, method: str
+) -> None:
+    """Workers would fail at their first batch, and the training would wait for ever."""
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    code = (
+        "from tests.attacks.test_lost_workers import *\n"
+        "stream = SampleStream(ShardReader(Path(sys.argv[1])), np.zeros((4, 1), dtype=int), collate=pid_of)\n"
+        "if __name__ == '__main__':\n    list(StreamLoader(lambda: stream, 4, 1, sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-c", code, str(write_shards()), method]
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert f"UsageError: TMPDIR {folder}: too long a path" in run.stderr and "shorter" in run.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs /dev/shm")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "forkserver"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from importlib import metadata
 
 import pytest
@@ -36,6 +37,20 @@ def test_what_is_missing_comes_with_its_remedy(monkeypatch):
     assert doctor.examine()["extras"]["lora"] == "missing peft: pip install 'cropl[lora]'"
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     assert doctor.examine()["attention"]["flash_attention_2"].startswith("missing: pip install flash-attn")
+
+
+def test_another_version_than_cropl_takes_is_told(monkeypatch):
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "0.1" if name in ("peft", "torch") else version(name))
+    found = doctor.examine()
+    assert found["versions"]["torch"].startswith("0.1, but cropl takes ") and "<3" in found["versions"]["torch"]
+    assert found["extras"]["lora"].startswith("peft 0.1, but cropl takes ")
+    assert found["extras"]["lora"].endswith(": pip install 'cropl[lora]'")
+
+
+def test_a_torch_that_cannot_be_imported_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "cannot be imported" in doctor.examine()["devices"]["torch"]
 
 
 def test_little_disk_is_told(monkeypatch, tmp_path):

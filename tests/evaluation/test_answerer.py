@@ -15,6 +15,9 @@ from transformers import (
 )
 
 from cropl import ILP, PLC, Answerer, FastV, Localizer, Region, VisionZip, load_vlm, pruned
+from cropl.evaluation import answerer as module
+from cropl.evaluation.pipeline import items
+from cropl.evaluation.pipeline.answer import AnswerStage
 from cropl.pruning import Dense, keep_mask
 from cropl.testbed.samples import samples as scenes
 from cropl.testbed.weights import path
@@ -109,6 +112,28 @@ def test_the_localizer_sees_no_more_than_a_batch(vlm, localizer, asked, monkeypa
     assert sizes == [2, 2, 1] and [str(one) for one in answers] == [str(one) for one in whole]
 
 
+def test_an_image_is_decoded_once_and_few_are_held(vlm, localizer, asked, tmp_path, monkeypatch):
+    images, questions = asked
+    files = [tmp_path / f"{place}.png" for place in range(len(images))]
+    for image, file in zip(images, files):
+        image.save(file)
+    opened, held, load, answer = [], [], items.load_image, AnswerStage.__call__
+    monkeypatch.setattr(items, "load_image", lambda file: opened.append(file) or load(file))
+    monkeypatch.setattr(
+        AnswerStage, "__call__", lambda self, *given: held.append(len(given[0])) or answer(self, *given)
+    )
+    monkeypatch.setattr(module, "HELD", 2)
+    answerer = Answerer(vlm, localizer=localizer, budget=64, batch_size=1)
+    answers = answerer(files, questions)
+    assert opened == files and held == [2, 2, 1]
+    assert [str(one) for one in answers] == [
+        str(one) for one in Answerer(vlm, localizer=localizer, budget=64)(images, questions)
+    ]
+    files[3].write_bytes(b"no image")
+    with pytest.raises(ValueError, match="question 3: .*3.png"):
+        answerer(files, questions)
+
+
 def test_plc(localizer, asked):
     images, questions = asked
     answers = Answerer("testbed:plc", localizer=localizer, method=PLC.from_pretrained("testbed:plc"))(images, questions)
@@ -139,6 +164,14 @@ def test_what_is_wrong_is_told(vlm, localizer, asked, tmp_path):
         Answerer(vlm, localizer=localizer, batch_size=0)
     with pytest.raises(ValueError, match="method must be an InnerLLM"):
         Answerer(vlm, localizer=localizer, method="ilp")
+    for budget in (0, 1.5, "64", True):
+        with pytest.raises(ValueError, match=f"budget {budget!r}"):
+            Answerer(vlm, localizer=localizer, budget=budget)
+    for factor in (0, float("inf"), "2"):
+        with pytest.raises(ValueError, match=f"scale factor {factor!r}"):
+            Answerer(vlm, localizer=localizer, factor=factor)
+    with pytest.raises(ValueError, match=r"question 0: \(1, 1, 2, 2\) is no region: give Region\("):
+        Answerer(vlm)(images[:1], questions[:1], regions=[(1, 1, 2, 2)])
     with pytest.raises(ValueError, match="question 1: "):
         Answerer(vlm, localizer=localizer)([images[0], b"no image"], questions[:2])
     answerer = Answerer(vlm, localizer=localizer)

@@ -131,8 +131,9 @@ def test_features_from_elsewhere_are_refused(family) -> None:
         changed = [inside[0], inside[1] + 1]
         with pytest.raises(PruningError, match="row 1 did not run"):
             vlm.generate(vlm.inputs(images, QUESTIONS[:2], changed))
-        vlm.encode_images(images[:1])  # other images behind a forward: those before are forgotten
-        with pytest.raises(PruningError, match="row 1 did not run"):
+        # Other images behind a forward: those before are forgotten. Alone, the first may differ in its last bits.
+        vlm.encode_images(images[:1])
+        with pytest.raises(PruningError, match="row [01] did not run"):
             vlm.generate(vlm.inputs(images, QUESTIONS[:2], inside))
 
 

@@ -43,6 +43,12 @@ def test_no_training_is_left_out() -> None:
     assert sorted(trained) == sorted(NAMES)
 
 
+@pytest.mark.parametrize("name", recipe.names())
+def test_the_first_line_of_a_recipe_is_whole(name: str) -> None:
+    """`cropl ls` shows it and no more."""
+    assert recipe.describe(name).endswith((".", "?"))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_is_right_and_fits_where_it_says(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is there but the recipe: its shards are named as missing, and its model is only a shape."""

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cropl.budget import apply_factor
+from cropl.budget import apply_factor, check_factor
+from cropl.evaluation.arms import check_budget
 from cropl.evaluation.pipeline.items import Asked, Failed, Located, isolated
 from cropl.grid import Region
 from cropl.models.vlm import VLM
@@ -86,6 +87,10 @@ class AnswerStage:
             raise ValueError(
                 f"{self.method.name} makes as many tokens as it was trained to: give no budget and no factor"
             )
+        if budget is not None:
+            check_budget(budget, "answering")
+        if factor is not None:
+            check_factor(factor)
         self.vlm, self.budget, self.factor = vlm, budget, factor
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
         self._grid = lru_cache(maxsize=256)(lambda size: vlm.token_maps([size])[0])

@@ -62,6 +62,8 @@ class Asked:
             raise UsageError("the request must be a JSON object")
         check_keys(dict(given), ["picture", "question", "method", "layer", "budget", "region", "max_new_tokens"], "ask")
         given = {name: value for name, value in given.items() if value is not None}
+        if any(isinstance(value, str) and not _encodable(value) for value in given.values()):
+            raise UsageError("the request holds half a character (a lone surrogate), which is no text")
         if not isinstance(given.get("picture"), str):
             raise UsageError("no picture: choose one, or upload your own")
         method = given.get("method", "ilp")
@@ -79,6 +81,14 @@ class Asked:
             given["picture"], _question(given.get("question")), method, layer, budget, _region(given.get("region")),
             cls.max_new_tokens if length is None else length,
         )  # fmt: skip
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _question(given: Any) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cropl.data.sample import Sample
 from cropl.errors import UsageError
-from cropl.evaluation.arm_run import Run, default_of
+from cropl.evaluation.arm_run import Run, usual_layer
 from cropl.evaluation.arms import METHODS as CLASSES
 from cropl.evaluation.arms import Arm, read_arms
 from cropl.evaluation.costs import FixedCosts, fixed_costs
@@ -31,7 +31,6 @@ from cropl.integrations.demo.telling import tell_located, tell_measured
 from cropl.models.compressor import CONFIG, Compressor
 from cropl.models.vlm import VLM
 from cropl.pruning.request import keep_mask
-from cropl.pruning.select import scaled_layer
 from cropl.tiling import Tokens
 
 REMEMBERED = 16
@@ -164,8 +163,10 @@ class Engine:
             if features is None:
                 features = self.vlm.encode_images([picture.image])[0]
             samples, grids = [_sample(picture, question)], [self._grid(picture)]
-            fixed = fixed_costs({None: self.vlm}, samples, grids, self.locator.localizer)
             located = self.locator(picture.image, question)
+            # One that fails might fail at its costs as well, and takes no part in the answer.
+            localizer = None if located.source == "none" else self.locator.localizer
+            fixed = fixed_costs({None: self.vlm}, samples, grids, localizer)
             while len(self._known) >= REMEMBERED:
                 self._known.popitem(last=False)
             if located.message:  # it may have been a fault of the moment: not remembered
@@ -209,8 +210,7 @@ class Engine:
         """K where it can be chosen: near the paper's 2 of 32; None where it cannot."""
         if method in ("prune", "plc", "dense"):
             return None
-        own = default_of(Arm(method, CLASSES[method]), "layer")
-        return scaled_layer(own, self.vlm.num_layers) if own else own
+        return usual_layer(Arm(method, CLASSES[method]), self.vlm.num_layers)
 
     def _grid(self, picture: Picture) -> Tokens:
         return self.vlm.token_maps([picture.image.size])[0]
@@ -232,7 +232,7 @@ class Engine:
 
 
 def _plain(error: UsageError) -> str:
-    return re.sub(r"^study arm '[^']*': ", "", str(error))
+    return re.sub(r"^(study arm '[^']*': )+", "", str(error))
 
 
 def _sample(picture: Picture, question: str) -> Sample:

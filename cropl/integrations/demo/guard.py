@@ -48,7 +48,7 @@ class Guard:
 
         headers = Headers(scope=scope)
         host, origin = headers.get("host", ""), headers.get("origin")
-        if (self.hosts and _name(f"//{host}") not in self.hosts) or (origin and urlsplit(origin).netloc != host):
+        if (self.hosts and _split(f"//{host}")[1] not in self.hosts) or (origin and _split(origin)[0] != host):
             refused = JSONResponse({"error": "this page is not served to other sites"}, 403)
             await refused(scope, receive, guarded)
         else:
@@ -60,8 +60,10 @@ def allowed(host: str) -> Collection[str]:
     return () if host in ANYWHERE else {*LOOPBACK, host}
 
 
-def _name(address: str) -> str:
+def _split(address: str) -> tuple[str, str]:
+    """The host with its port as it is written, and its bare name in lower case; empty for what is no address."""
     try:
-        return (urlsplit(address).hostname or "").lower()
+        parts = urlsplit(address)
+        return parts.netloc, (parts.hostname or "").lower()
     except ValueError:
-        return ""
+        return "", ""

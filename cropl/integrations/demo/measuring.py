@@ -6,7 +6,7 @@ Shapes: B rows (one here), S positions, M surviving ones, V visual tokens of the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,5 +156,5 @@ def _places(vlm: VLM, method: TowerMethod, sample: Sample, total: int) -> list[b
     place_M = method.reduce_image(seen[0]).place_M
     if place_M is None:
         return None
-    chosen: Sequence[int] = place_M.tolist()
-    return [place in set(chosen) for place in range(total)]
+    chosen = set(place_M.tolist())
+    return [place in chosen for place in range(total)]

@@ -76,7 +76,7 @@ class Pictures:
         self._photos = {f"photo-{photo['file'].partition('.')[0]}": photo for photo in photos}
         self.examples = [*(f"scene-{index}" for index in SCENES), *self._photos]
         self._uploads: OrderedDict[str, Picture] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock, self._decoding = threading.Lock(), threading.Lock()
         self._example = lru_cache(maxsize=None)(self._open)
 
     def __getitem__(self, id: str) -> Picture:
@@ -94,7 +94,8 @@ class Pictures:
         if len(data) > MAX_BYTES:
             raise UsageError(f"the file is larger than {MAX_BYTES // 1_000_000} MB")
         name = name[:80] or "upload"
-        image = load_image(data, repr(name), max_pixels=MAX_PIXELS)
+        with self._decoding:  # one at a time: many at once could hold far more pixels than are kept
+            image = load_image(data, repr(name), max_pixels=MAX_PIXELS)
         made = Picture(f"upload-{hashlib.sha256(data).hexdigest()[:24]}", name, image)
         with self._lock:
             self._uploads[made.id] = made

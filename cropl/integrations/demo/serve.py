@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import threading
@@ -28,7 +29,7 @@ def listening(host: str, port: int) -> socket.socket:
     """A socket on this port, or on a free one where it is taken.
 
     Raises:
-        UsageError: there is no such host here.
+        UsageError: there is no such host here, or the port may not be used.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -40,7 +41,9 @@ def listening(host: str, port: int) -> socket.socket:
         try:
             made.bind(address)
             made.listen(128)
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             made.close()
             made = socket.socket(family, socket.SOCK_STREAM)
             made.bind((address[0], 0, *address[2:]))
@@ -48,7 +51,7 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         made.close()
         reason = (error.strerror or str(error)).lower()
-        raise UsageError(f"--host {host}: cannot be listened on here ({reason})") from None
+        raise UsageError(f"--host {host} --port {port}: cannot be listened on here ({reason})") from None
     return made
 
 

@@ -99,6 +99,9 @@ def test_a_bad_file_is_told(client, content, status, message):
         ({"method": "random"}, "give a budget"),
         ({"method": "dense", "budget": 64}, "no effect with dense"),
         ({"layer": 7}, "has 6 decoder layers"),
+        ({"method": "fastv", "budget": 64, "layer": 0}, "^layer=0: .*give at least 1"),
+        ({"question": "\ud83d"}, "lone surrogate"),
+        ({"picture": "\ud83d"}, "lone surrogate"),
         ({"layer": -1}, "must be an integer from 0"),
         ({"method": "pyramiddrop", "budget": 64, "layer": 1}, "at layers of its own"),
         ({"region": [0, 0, 8, 1]}, "region"),
@@ -109,7 +112,8 @@ def test_a_bad_file_is_told(client, content, status, message):
     ],
 )
 def test_a_wrong_question_is_told_before_it_is_computed(client, given, message):
-    reply = client.post("/api/ask", json={"picture": "scene-5", "question": QUESTION, **given})
+    content = json.dumps({"picture": "scene-5", "question": QUESTION, **given})
+    reply = client.post("/api/ask", content=content)
     assert reply.status_code == 400 and re.search(message, reply.json()["error"]), reply.text
 
 
@@ -135,7 +139,13 @@ def test_an_error_while_answering_is_told_and_the_server_goes_on(engine, client,
 
 
 def test_other_sites_are_refused(client):
-    for headers in ({"host": "evil.example"}, {"host": "evil.example:8765"}, {"origin": "https://evil.example"}):
+    for headers in (
+        {"host": "evil.example"},
+        {"host": "[1"},
+        {"host": "evil.example:8765"},
+        {"origin": "https://evil.example"},
+        {"origin": "http://[1"},
+    ):
         reply = client.get("/api/state", headers=headers)
         assert reply.status_code == 403 and "error" in reply.json()
     for headers in ({"host": "localhost:8765"}, {"host": "[::1]:8765"}, {"origin": "http://127.0.0.1:8765"}):

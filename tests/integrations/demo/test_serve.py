@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import threading
@@ -75,6 +76,17 @@ def test_a_port_that_is_taken_is_left_alone():
             assert second.getsockname()[1] != port
     with pytest.raises(UsageError, match="--host no-such-host"):
         listening("no-such-host.invalid", 0)
+
+
+def test_a_port_that_may_not_be_used_is_told(monkeypatch):
+    def refuse(self, address):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(
+        UsageError, match=r"--host 127.0.0.1 --port 80: cannot be listened on here \(permission denied\)"
+    ):
+        listening("127.0.0.1", 80)
 
 
 def test_it_tells_its_address_and_opens_windows_only(engine, monkeypatch):

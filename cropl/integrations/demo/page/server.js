@@ -9,7 +9,10 @@ async function reach(address, options) {
   } catch (error) {
     throw error.name === "AbortError" ? error : new Error(GONE);
   }
-  if (!reply.ok) throw new Error((await reply.json()).error);
+  if (!reply.ok) {
+    const told = await reply.json().catch(() => ({}));
+    throw new Error(told.error ?? `The server failed (status ${reply.status}); its terminal says why.`);
+  }
   return reply;
 }
 

@@ -1,0 +1,72 @@
+"""The processes that make batches: they end with whom they work for, and one that is gone is named."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Listener, wait
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from cropl.errors import UsageError
+
+PATIENCE = 5.0
+"""Seconds in which the end of a worker shows after its connection broke."""
+
+
+def end_with_parent() -> None:
+    """End this worker when the process that it works for is gone.
+
+    `torch` watches the parent, but a worker's parent is the forkserver, which in turn stays as long as a worker does: a
+    training that is killed would leave them all behind for ever.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def check_sockets() -> None:
+    """UsageError where the folder for temporary files has too long a name for sockets, which batches come through.
+
+    A worker would fail at its first batch without anybody's noticing, and the training wait for it for ever.
+    """
+    try:
+        Listener(family="AF_UNIX").close()  # in the folder that workers take over
+    except OSError as error:
+        if "too long" not in str(error):
+            raise
+        folder = tempfile.gettempdir()
+        raise UsageError(
+            f"TMPDIR {folder}: too long a path for the sockets of workers; set it to a shorter one"
+        ) from None
+
+
+def batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the workers made.
+
+    Raises:
+        RuntimeError: a worker is gone; it names which, as torch's own does where torch is the first to miss it.
+    """
+    made = iter(loader)
+    while True:
+        try:
+            batch = next(made)
+        except StopIteration:
+            return
+        except (EOFError, OSError) as error:  # a worker's own come as deliveries
+            ends = {worker.sentinel: worker.pid for worker in getattr(made, "_workers", ())}
+            gone = ", ".join(str(ends[end]) for end in wait(list(ends), PATIENCE))
+            if not gone:
+                raise
+            reason = "gone before its batch was here: killed, perhaps as memory was short"
+            raise RuntimeError(f"DataLoader worker (pid {gone}) was {reason}") from error
+        yield batch
