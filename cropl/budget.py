@@ -201,7 +201,7 @@ def apply_factor(region: Regions, grid: Tokens, factor: float) -> Tensor:
 
 def check_factor(factor: float) -> None:
     """ValueError unless it is a positive finite number."""
-    if not isinstance(factor, Real) or not (math.isfinite(factor) and factor > 0):
+    if isinstance(factor, bool) or not isinstance(factor, Real) or not (math.isfinite(factor) and factor > 0):
         raise ValueError(f"scale factor {factor!r}: must be a positive finite number")
 
 

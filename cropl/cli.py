@@ -10,20 +10,24 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cropl import __version__, recipe
+from cropl.commands import training_errors
 from cropl.commands.verbs import COMMANDS, TRAINING_VERBS, TRAINS
 from cropl.errors import USAGE, UsageError, guarded, nearest
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
-_TRACKER = re.compile(r"(?:Requirement|Module not found:) '(wandb|mlflow)\b")
+_PARSER = {
+    "parser_mode": "omegaconf+",
+    "error_handler": training_errors.one_line_error,
+    "allow_abbrev": False,  # a slip of the pen would set something else
+}
 _NOT_FOR_USERS = (
     "LightningCLI's args parameter",  # we pass them on purpose
     ".*skip_none parameter was deprecated",  # Lightning's own call
@@ -51,6 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _dispatch(verb: str, rest: list[str]) -> int:
     if verb in TRAINING_VERBS:
+        training_errors.check_arguments(verb, rest)
         return _train([verb, *recipe.resolve_config_flags(rest)])
     if verb in COMMANDS:
         command = importlib.import_module(f"cropl.commands.{verb}")
@@ -66,11 +71,13 @@ def _train(args: list[str]) -> int:
     except OmegaConfBaseException as error:
         raise UsageError(f"the recipe does not resolve: {error}") from None
     except ValueError as error:
-        if (said := _of_the_class(str(error))) == str(error):
+        if (said := training_errors.told(str(error))) == str(error):
             raise
         raise UsageError(said) from error
-    except SystemExit as end:  # jsonargparse has already printed what is wrong
-        return int(end.code or 0)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends so, with the exit code of a failure
+            raise KeyboardInterrupt from None
+        return int(end.code or 0)  # jsonargparse has already printed what is wrong
     return 0
 
 
@@ -91,6 +98,7 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
     from lightning.pytorch.callbacks import ProgressBar
     from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     import cropl.parallel  # noqa: F401  it makes the strategy fsdp2 known
     from cropl.callbacks import complete
@@ -138,9 +146,12 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
 
         def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
             kwargs = super()._prepare_subcommand_kwargs(subcommand)
+            own = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, Checkpoint)]
+            got_further = any(complete.complete(each.folder(self.trainer)) for each in own)
+            if subcommand != "fit" and got_further and kwargs.get("ckpt_path") is None:
+                told = f"cropl: {subcommand}: the model as the recipe loads it; as it was trained: --ckpt_path last"
+                rank_zero_only(print)(told, file=sys.stderr)
             if subcommand == "fit" and int(os.environ.get("SLURM_RESTART_COUNT") or 0):  # requeued: the same command
-                own = [c for c in self.trainer.checkpoint_callbacks if isinstance(c, Checkpoint)]
-                got_further = any(complete.complete(each.folder(self.trainer)) for each in own)
                 kwargs["ckpt_path"] = (None if got_further else kwargs.get("ckpt_path")) or "last"
             return kwargs
 
@@ -162,32 +173,16 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+", "error_handler": _one_line_error},
+            parser_kwargs={**_PARSER, **(dict.fromkeys(TRAINING_VERBS, _PARSER) if run else {})},
             args=list(args),
             run=run,
         )
     except MisconfigurationException as error:
-        raise UsageError(str(error)) from error
+        raise UsageError(training_errors.of_lightning(str(error), args[0] if run else "fit")) from error
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return "Tip: For seamless" not in record.getMessage()
-
-
-def _one_line_error(parser: Any, message: str) -> None:
-    """jsonargparse prints its whole usage before an error; one line with the key is what helps."""
-    print(f"cropl: error: {_of_the_class(' '.join(str(message).split()))}", file=sys.stderr)
-    raise SystemExit(USAGE)
-
-
-def _of_the_class(message: str) -> str:
-    """What the class said, out of jsonargparse's list of all that a value could be (model and data may be None)."""
-    if tracker := _TRACKER.search(message):
-        return f"trainer.logger: {tracker[1]} is not installed: pip install 'cropl[tracking]'"
-    if "Union subtypes" not in message:
-        return message
-    text = " ".join(message.split())
-    return text.partition("Errors: - ")[2].partition(" - Expected a <class 'NoneType'>")[0] or text
 
 
 def _help() -> str:

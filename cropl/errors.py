@@ -13,7 +13,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import NoReturn
 
-FAILED, USAGE = 1, 2
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 
 class UsageError(ValueError):
@@ -51,8 +51,11 @@ def guarded(run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
     except KeyboardInterrupt:
-        print("cropl: interrupted", file=sys.stderr)
-        return 130
+        return _interrupted()
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):  # which is how Lightning ends
+            raise
+        return _interrupted()
     except BrokenPipeError:  # `cropl ... | head`: the reader has left, nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -64,6 +67,11 @@ def guarded(run: Callable[[], int | None]) -> int:
             raise
         print(f"cropl: error: {one_line(error)} (a smaller batch size needs less)", file=sys.stderr)
         return FAILED
+
+
+def _interrupted() -> int:
+    print("cropl: interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...], what: str = "known") -> str:

@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cropl.errors import UsageError, check_keys, nearest
+from cropl.errors import UsageError, check_keys, nearest, one_line
 
 ENDINGS = (".yaml", ".yml")
 
@@ -52,10 +52,12 @@ def find(name: str | Path) -> Path:
         raise UsageError(f"recipe {text!r} is a folder; name one recipe (`cropl ls` lists the built-in ones)")
     known = names()
     bare = text.removesuffix(".yaml").removesuffix(".yml")
-    close = get_close_matches(bare, known, n=1, cutoff=0.4)
+    close = get_close_matches(bare, known, n=1, cutoff=0.6)
     # A name without its folder ("study") is the most common slip, and too far away for difflib.
     close = close or [other for other in known if other.rpartition("/")[2] == bare.rpartition("/")[2]][:1]
     hint = f"; did you mean {close[0]!r}?" if close else ""
+    if text.endswith(ENDINGS):
+        raise UsageError(f"recipe {text!r}: no such file{hint}")
     raise UsageError(f"unknown recipe {text!r}{hint} (`cropl ls` lists the built-in ones; a path to a YAML works too)")
 
 
@@ -111,7 +113,7 @@ def parse_flags(args: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("-") or flag in ("-", "--"):
-            raise UsageError(f"unexpected argument {flag!r}; overrides are written --key value")
+            raise UsageError(f"unexpected argument {flag!r}; recipes are written -c NAME, overrides --key value")
         name, separator, value = flag.partition("=")
         if not separator and rest and not rest[0].startswith("--") and rest[0] != "-c":
             value, separator = rest.pop(0), "="
@@ -153,7 +155,8 @@ def load(recipes: Sequence[str | Path], overrides: dict[str, Any] | None = None)
             path = find(name)
             where = str(path)
             part = OmegaConf.load(path)
-            if not OmegaConf.is_dict(part):
+            word = part and ":" not in path.read_text(encoding="utf-8")  # it would be taken for a key
+            if not OmegaConf.is_dict(part) or word:
                 raise UsageError(f"{path}: a recipe is a mapping of keys to values, this file is not")
             merged = OmegaConf.merge(merged, part)
         for key, value in (overrides or {}).items():
@@ -207,7 +210,13 @@ def load_object(path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"class_path {path!r} cannot be imported: {error}") from None
+        first = module.partition(".")[0]
+        here = isinstance(error, ModuleNotFoundError) and error.name == first
+        hint = "; a module of the working directory is found with PYTHONPATH=." if here else ""
+        raise UsageError(f"class_path {path!r} cannot be imported: {error}{hint}") from None
+    except (Exception, SystemExit) as error:  # whatever somebody else's module does
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UsageError(f"class_path {path!r} cannot be imported: {reason}") from error
 
 
 def instantiate(spec: Any, where: str) -> Any:

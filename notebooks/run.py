@@ -16,6 +16,10 @@ from traitlets.config import Config
 
 FOLDER = Path(__file__).parent
 OUT = FOLDER.parent / "runs" / "notebooks"
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore"}
+"""Leaves bars of loading and warnings of libraries out of the outputs; errors stay."""
+FIRST = "__import__('logging').getLogger('lightning.pytorch.utilities.rank_zero').setLevel('WARNING')"
+"""What a kernel runs before the first cell: Lightning's tips stay out as well."""
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -23,7 +27,8 @@ class ThisInterpreter(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        return KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
+        kernel = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        return KernelSpec(argv=[*kernel, f"--IPKernelApp.exec_lines={FIRST}"])
 
 
 def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
@@ -41,7 +46,7 @@ def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
         resources={"metadata": {"path": str(folder)}},
     )
     root = os.pathsep.join(filter(None, [str(FOLDER.parent), os.environ.get("PYTHONPATH")]))
-    client.execute(env={**os.environ, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"})
+    client.execute(env={**os.environ, **QUIET, "PYTHONPATH": root, "HF_HUB_OFFLINE": "1"})
     return notebook
 
 

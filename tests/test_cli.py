@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  # its log keeps the stream that it finds when it is first imported
@@ -41,8 +43,14 @@ def test_the_light_verbs_do_not_load_torch():
         (["fit", "-c", "testbed/localiser"], "did you mean 'testbed/localizer'"),
         (["show", "testbed/stdy"], "did you mean 'testbed/study'"),
         (["ls", "nothing/"], "no built-in recipe starts with"),
-        (["fit", "-c", "testbed/localizer", "--model.init_args.lrr", "1"], "lrr"),
-        (["fit", "-c", "testbed/localizer", "--trainer.max_stpes", "1"], "max_stpes"),
+        (["fit"], "which recipe? cropl fit -c NAME_OR_PATH"),
+        (["fit", "my.yaml"], "recipes stand behind -c: cropl fit -c my.yaml"),
+        (["evaluate", "testbed/study"], "recipes are written -c NAME"),
+        (["fit", "-c", "testbed/localizer", "--model.init_args.lrr", "1"], "'lrr' is not accepted; did you mean 'lr'?"),
+        (["fit", "-c", "testbed/localizer", "--data.batchsize", "1"], "did you mean 'batch_size'?"),
+        (["fit", "-c", "testbed/localizer", "--max_steps", "1"], "did you mean 'trainer.max_steps'?"),
+        (["fit", "-c", "testbed/localizer", "--trainer.max_step", "1"], "did you mean 'trainer.max_steps'?"),
+        (["fit", "-c", "testbed/localizer", "--trainer.max_stpes", "1"], "did you mean 'trainer.max_steps'?"),
         (["fit", "-c", "testbed/localizer", "--trainer.max_steps", "many"], "max_steps"),
     ],
 )
@@ -60,6 +68,58 @@ def test_what_lightning_refuses_is_one_clear_line(capsys, monkeypatch, tmp_path)
     assert code == 2
     last = err.strip().splitlines()[-1]  # behind the progress of loading the model
     assert last.startswith("cropl: error: ") and "CUDA" in last and "Traceback" not in err, err
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "the recipe is empty"),
+        ("modle: {a: 1}", "did you mean 'model'?"),
+        ("trainer: {max_stepz: 1}", "max_steps'?"),
+    ],
+)
+def test_a_wrong_recipe_is_one_clear_line(capsys, tmp_path, content, expected):
+    (tmp_path / "my.yaml").write_text(content)
+    code, _, err = call(capsys, "fit", "-c", str(tmp_path / "my.yaml"))
+    assert code == 2 and expected in err and len(err.strip().splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("verb", ["test", "predict"])
+def test_a_verb_that_a_recipe_has_nothing_for(verb, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    scenes = ["--data.init_args.scenes", "2", "--data.init_args.val_scenes", "2"]
+    code, _, err = call(capsys, verb, "-c", "testbed/localizer", *scenes)
+    assert code == 2 and f"this recipe has nothing to {verb}" in err.splitlines()[-1]
+    assert "cropl validate -c RECIPE --ckpt_path last" in err.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_ends_a_training_with_its_own_exit_code(tmp_path):
+    settings = ["--data.init_args.scenes", "8", "--data.init_args.val_scenes", "2", "--data.init_args.batch_size", "4",
+                "--trainer.max_steps", "10000", "--trainer.val_check_interval", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "cropl", "fit", "-c", "testbed/localizer", *settings]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    saved = tmp_path / "runs/testbed/localizer/checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(saved.glob("step-*")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 130 and "cropl: interrupted" in err and "Traceback" not in err, err
+
+
+def test_what_is_validated_is_told(capsys, monkeypatch, tmp_path):
+    """Without --ckpt_path it is the base, where a training has left checkpoints."""
+    base = build_qwen2_vl(tmp_path / "base", layers=5, width=64)
+    monkeypatch.chdir(tmp_path)
+    small = [f"--model.init_args.checkpoint={base}", f"--data.init_args.checkpoint={base}", "--data.init_args.scenes=8",
+             "--data.init_args.val_scenes=2", "--data.init_args.batch_size=4"]  # fmt: skip
+    one = ["--trainer.max_steps=1", "--trainer.val_check_interval=1"]
+    assert call(capsys, "fit", "-c", "testbed/localizer", *small, *one)[0] == 0
+    code, out, err = call(capsys, "validate", "-c", "testbed/localizer", *small)
+    assert code == 0 and "as it was trained: --ckpt_path last" in out + err
+    code, out, err = call(capsys, "validate", "-c", "testbed/localizer", *small, "--ckpt_path=last")
+    assert code == 0 and "as it was trained" not in out + err
 
 
 @pytest.mark.parametrize("name", [n for n in recipe.names("testbed/") if recipe.kind_of(recipe.load([n])) == "model"])

@@ -62,8 +62,8 @@ SHOWN = {
     "cropl doctor": Shown(said="torch"),
     "cropl ls": Shown(said="testbed/study"),
     "cropl demo": Shown(alone="serves until it is stopped: tests/integrations/demo"),
-    'cropl ask cropl/testbed/photos/000000226111.jpg "What word is on the white sign?" --compare -o overlay.png': Shown(
-        leaves=("overlay.png",)
+    'cropl ask testbed:4 "What word is on the red sign?" --compare -o overlay.png': Shown(
+        said="park", leaves=("overlay.png",)
     ),
     'cropl ask photo.jpg "What does the sign say?" --region 2,1,5,2 --model llava-hf/llava-1.5-7b-hf': Shown(
         more="--model testbed:llava"

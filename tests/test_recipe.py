@@ -35,8 +35,39 @@ def test_names_find_and_describe(recipes):
     [("testbed/studdy", "testbed/study"), ("study", "testbed/study"), ("testbed/othr.yaml", "testbed/other")],
 )
 def test_unknown_name_says_what_was_meant(recipes, typo, meant):
-    with pytest.raises(UsageError, match=f"did you mean '{meant}'.*cropl ls"):
+    with pytest.raises(UsageError, match=f"did you mean '{meant}'"):
         recipe.find(typo)
+
+
+def test_a_file_that_is_missing_is_no_unknown_name(recipes):
+    with pytest.raises(UsageError, match=r"^recipe 'nope.yaml': no such file$"):
+        recipe.find("nope.yaml")
+
+
+@pytest.mark.parametrize("text", ["just words", "word"])
+def test_a_file_of_words_is_no_recipe(recipes, text):
+    (recipes / "words.yaml").write_text(text)
+    with pytest.raises(UsageError, match="a recipe is a mapping of keys to values"):
+        recipe.load([recipes / "words.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("module", "told"),
+    [
+        ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+        ("def (", "SyntaxError"),
+        ("raise SystemExit(5)", "SystemExit: 5"),
+        ("import absent_package", "No module named 'absent_package'$"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_told(tmp_path, monkeypatch, module, told):
+    (tmp_path / "of_others.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "of_others", raising=False)
+    with pytest.raises(UsageError, match=rf"class_path 'of_others.Thing' cannot be imported: .*{told}"):
+        recipe.load_object("of_others.Thing")
+    with pytest.raises(UsageError, match=r"No module named 'not_here'; .*PYTHONPATH=\.$"):
+        recipe.load_object("not_here.Thing")
 
 
 @pytest.mark.parametrize("name", ["", "../secrets", "testbed", "no/such"])

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import math
 import time
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import (
+    BatchesProcessedColumn,
+    CustomBarColumn,
+    CustomTimeColumn,
+    ProcessingSpeedColumn,
+)
 from rich import get_console
+from rich.progress import ProgressColumn, Task, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+WIDE = 120
+"""Columns of a terminal from which on the bar is long, and has the time that has passed and the speed beside it."""
+BAR = {True: 40, False: 10}
+OTHERS = {True: len("Validation 0:00:00 • 10:00:00 10.00it/s  "), False: len("Validation 10:00:00 left   ")}
+"""What a line takes, wide or not, beside its bar, its steps and its scores."""
 
 
 class Progress(RichProgressBar):
     """Optimizer steps of the whole training, and batches of everything else.
+
+    On a terminal the bar is one line: it has as many scores as fit, losses first.
 
     Args:
         seconds: between two lines, where there is no terminal.
@@ -37,6 +55,33 @@ class Progress(RichProgressBar):
     @property
     def total_train_batches(self) -> int | float:
         return self._steps
+
+    def configure_columns(self, trainer: L.Trainer) -> list[ProgressColumn]:
+        theme = self.theme
+        return [
+            TextColumn("[progress.description]{task.description}"),
+            _Bar(
+                complete_style=theme.progress_bar,
+                finished_style=theme.progress_bar_finished,
+                pulse_style=theme.progress_bar_pulse,
+            ),
+            BatchesProcessedColumn(style=theme.batch_progress),
+            _Time(style=theme.time),
+            _Speed(style=theme.processing_speed),
+        ]
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        found = super().get_metrics(trainer, pl_module)
+        names = sorted((name for name in found if name != "v_num"), key=_rank)
+        steps = 2 * len(str(self._steps)) + 2
+        room = get_console().width - BAR[_wide()] - 1 - steps - OTHERS[_wide()]
+        shown = {}
+        for name in names:
+            room -= len(f"{name}: {found[name]:{self.theme.metrics_format}} ")
+            if room < -1:  # the last one has no space behind it
+                break
+            shown[name] = found[name]
+        return shown
 
     def _get_train_description(self, current_epoch: int) -> str:
         return f"epoch {current_epoch}"
@@ -71,3 +116,31 @@ class Progress(RichProgressBar):
         told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, float))
         of = f" of {total:.0f}" if math.isfinite(total) else ""
         print(f"{what} {done}{of}{': ' if told else ''}{told}", flush=True)
+
+
+def _rank(name: str) -> tuple[bool, bool]:
+    """Losses, then scores of the validation, then the rest."""
+    return not name.endswith("loss"), name.startswith("train/")
+
+
+def _wide() -> bool:
+    return get_console().width >= WIDE
+
+
+class _Bar(CustomBarColumn):
+    def render(self, task: Task) -> ProgressBar:
+        self.bar_width = BAR[_wide()]
+        return super().render(task)
+
+
+class _Time(CustomTimeColumn):
+    def render(self, task: Task) -> Text:
+        if _wide():
+            return super().render(task)
+        left = "-:--:--" if task.time_remaining is None else str(timedelta(seconds=int(task.time_remaining)))
+        return Text(f"{left} left", style=self.style)
+
+
+class _Speed(ProcessingSpeedColumn):
+    def render(self, task: Task) -> Any:
+        return super().render(task) if _wide() else Text()

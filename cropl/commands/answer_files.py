@@ -19,7 +19,8 @@ def read_questions(lines: Iterable[bytes], images: Path, done: Container[str] = 
     """The questions of a file or stream; a line that is none has its error instead, and a key like `line 2`.
 
     Args:
-        lines: JSON objects, or image, question and perhaps a key between tabs; empty ones are passed over.
+        lines: JSON objects (`image`, `question`, perhaps `key` or `question_id`), or image, question and perhaps a key
+            between tabs; empty ones are passed over.
         images: folder of relative images.
         done: keys of questions that are left out.
     """
@@ -75,7 +76,7 @@ def _parsed(line: bytes, key: str) -> tuple[str, str, str]:
     text = line.decode("utf-8").rstrip("\r\n")
     if text.lstrip().startswith("{"):
         row = json.loads(text)
-        named = row.get("key")
+        named = row.get("key", row.get("question_id"))  # LLaVA's question files
         fields = [row.get("image"), row.get("question"), key if named is None else str(named)]
     else:
         fields = [*text.split("\t"), key][:3]

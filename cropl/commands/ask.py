@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from cropl.models.vlm import VLM
 
 
+REPEATS, ENOUGH = 3, 2.0
+"""Times that an answer is measured, and seconds after which it is not measured again."""
+
+
 @dataclass
 class Located:
     """A region, in words where it comes from, and the seconds it took; None where the method needs no region."""
@@ -41,9 +45,7 @@ def run(args: Sequence[str]) -> int:
         return 0
 
     # Torch is imported from here on: wrong arguments and broken images are told at once.
-    from cropl.data.images import load_image
-
-    image = load_image(sys.stdin.buffer.read() if options.image is None else options.image)
+    image = _picture(options)
 
     import torch
 
@@ -72,8 +74,8 @@ def run(args: Sequence[str]) -> int:
             ask = partial(answer, vlm, inputs, image, options.question)
             for each in (nullcontext, context):
                 ask(each, 2)
-            pruned = ask(context, options.max_new_tokens)
-            dense = ask(nullcontext, options.max_new_tokens) if options.compare else None
+            pruned = _fastest(partial(ask, context, options.max_new_tokens))
+            dense = _fastest(partial(ask, nullcontext, options.max_new_tokens)) if options.compare else None
         cost = flops(vlm, inputs, pruned.layers, method_itself)
 
     kept = pruned.layers[-1]
@@ -86,6 +88,25 @@ def run(args: Sequence[str]) -> int:
         draw_overlay(image, grid, shown, located.region).save(options.overlay)
         print(f"overlay   {options.overlay}")
     return 0
+
+
+def _fastest(ask: Callable[[], Answered]) -> Answered:
+    """The same answer up to three times, as others use this machine too; once where it takes long."""
+    found = [ask()]
+    while len(found) < REPEATS and sum(each.seconds for each in found) < ENOUGH:
+        found.append(ask())
+    return min(found, key=lambda each: each.seconds)
+
+
+def _picture(options: Options) -> Image.Image:
+    """The file's, standard input's, or a scene of the testbed."""
+    if options.scene is not None:
+        from cropl.testbed.scenes import scene
+
+        return scene("test", options.scene).render()
+    from cropl.data.images import load_image
+
+    return load_image(sys.stdin.buffer.read() if options.image is None else options.image)
 
 
 def _method_name(options: Options) -> str:

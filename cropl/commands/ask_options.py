@@ -24,11 +24,11 @@ MERGING = ("visionzip", "vispruner")
 """Those whose tokens are not of one place each."""
 EPILOG = """\
 examples:
-  cropl ask sign.jpg "What word is on the red sign?" -o overlay.png
+  cropl ask testbed:4 "What word is on the red sign?" -o overlay.png
+  cropl ask testbed:4 "What word is on the red sign?" --model testbed:plc
+  cropl ask testbed:4 "What word is on the red sign?" --method fastv --budget 64 --compare
   cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf --region 2,1,5,6 --budget 64
-  cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf   (zero-shot region, Qwen2-VL-2B)
-  cropl ask sign.jpg "What word is on the red sign?" --model testbed:plc
-  cropl ask sign.jpg "What word is on the red sign?" --method fastv --budget 64 --compare
+  cropl ask photo.jpg "What is the man holding?" --model llava-hf/llava-1.5-7b-hf    # zero-shot region, Qwen2-VL-2B
   curl -s https://example.org/sign.jpg | cropl ask - "What word is on the red sign?"
 """
 
@@ -52,6 +52,8 @@ class Options:
     compare: bool
     device: str | None
     dtype: str | None
+    scene: int | None = None
+    """Of the testbed's test split, instead of an image."""
 
 
 def read(args: Sequence[str]) -> Options | None:
@@ -64,7 +66,13 @@ def read(args: Sequence[str]) -> Options | None:
         raise UsageError("the image path is empty: give a JPEG, PNG or WebP file")
     if not options.question.strip():
         raise UsageError("the question is empty: ask something about the image")
-    options.image = None if given.image == "-" else Path(given.image)
+    if given.image.startswith("testbed:"):
+        number = given.image.removeprefix("testbed:")
+        if not number.isdecimal():
+            raise UsageError(f"{given.image}: testbed:4 is a test scene, and so is every number")
+        options.image, options.scene = None, int(number)
+    else:
+        options.image = None if given.image == "-" else Path(given.image)
     options.region = None if given.region is None else Region.parse(given.region)
     options.regions = None if given.regions is None else _file(given.regions)
     options.overlay = None if given.overlay is None else _overlay(given.overlay)
@@ -94,7 +102,7 @@ def read(args: Sequence[str]) -> Options | None:
 
 def _parser() -> Parser:
     parser = Parser("ask", DESCRIPTION, EPILOG)
-    parser.add_argument("image", help="JPEG, PNG or WebP file; - is standard input")
+    parser.add_argument("image", help="JPEG, PNG or WebP file; - is standard input; testbed:4 is a test scene")
     parser.add_argument("question")
     parser.add_argument("-o", "--overlay", metavar="PNG", help="write the image with grid, region and kept tokens")
     parser.add_argument("--model", metavar="NAME_OR_PATH", default=MODEL, help=f"model that answers (default: {MODEL})")

@@ -4,8 +4,8 @@ Measures how fast samples flow on this machine: reading, decoding, the image pro
 one process and with workers, and a plain webdataset pipeline that does the same work. Prints CPU time and rates, what
 bounds them, and how they compare. The keys are those of the recipe bench/data (`cropl show bench/data`).
 
-  cropl bench data                                    (photographs and the testbed's image processor)
-  cropl bench data --processor llava-1.5              (or qwen2-vl: as published, no checkpoint is needed)
+  cropl bench data                                    # photographs and the testbed's image processor
+  cropl bench data --processor llava-1.5              # or qwen2-vl: as published, no checkpoint is needed
   cropl bench data --dir shards/crop-mix --model ./llava-1.5-7b-hf --out runs/data.json
 
 It is a measurement, not a test: the exit code is 0 however slow it is.

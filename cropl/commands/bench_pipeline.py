@@ -4,7 +4,7 @@ Measures what localizing ahead (`cropl answer`) is worth on this machine: questi
 the model alone with the regions known, of both at once without anything that couples them (what the machine allows),
 and of the pipeline. The keys are those of the recipe bench/pipeline (`cropl show bench/pipeline`).
 
-  cropl bench pipeline                            (the testbed's models, one thread each)
+  cropl bench pipeline                            # the testbed's models, one thread each
   cropl bench pipeline --budget 64 --rounds 15
   cropl bench pipeline --device cuda:0 --localizer_device cuda:1 --model ./llava-1.5-7b-hf --localizer ./localizer
 

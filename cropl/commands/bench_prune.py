@@ -5,7 +5,7 @@ weights: speed-up, its share of what FLOPs allow, KV bytes and peak memory, for 
 vision tower, and with the localizer in front. The keys are those of the recipe bench/prune (`cropl show bench/prune`).
 `--compiled [ilp,dense]` also measures methods compiled at static shapes, against dense compiled alike and eager dense.
 
-  cropl bench prune                                   (LLaVA-1.5 scaled to a CPU; about 45 minutes)
+  cropl bench prune                                   # LLaVA-1.5 scaled to a CPU; about 45 minutes
   cropl bench prune --methods [ilp] --budgets [64] --pairs 5 --new-tokens [] --ragged [] --growth [] --overhead 0
   cropl bench prune -c bench/prune_gpu --out runs/prune.json
 

@@ -5,8 +5,8 @@ losses of supervised tokens without logits, no graph of the frozen vision tower)
 without all of them. Prints time, useful tokens a second, MFU (on GPUs that are known) and memory. The keys are those
 of the recipe bench/train (`cropl show bench/train`).
 
-  cropl bench train                                   (GPU: sizes of LLaVA-1.5-7B and Qwen2-VL-2B; CPU: the testbed's)
-  cropl bench train --vocabulary 151936               (the testbed's models with a vocabulary of real size)
+  cropl bench train                                   # GPU: sizes of LLaVA-1.5-7B and Qwen2-VL-2B; CPU: the testbed's
+  cropl bench train --vocabulary 151936               # the testbed's models with a vocabulary of real size
   cropl bench train --tasks [localizer] --batch 32 --out runs/train.json
 
 It is a measurement, not a test: the exit code is 0 however slow it is.

@@ -7,7 +7,7 @@ are well, 1 if something is missing, 2 for a mistake in a recipe.
   cropl check data/crop_mix --vars.viscot ~/visual-cot
   cropl check evaluate/llava_1_5_7b/table2 --vars.data /datasets
   cropl check my_study.yaml my_training.yaml
-  cropl check localizer/qwen2_vl_2b -c trainer/fsdp2          (one training of both)
+  cropl check localizer/qwen2_vl_2b -c trainer/fsdp2          # one training of both
 
 Of a training it also estimates the memory on one GPU of 24 GB, one of 80 GB, and each of eight of 80 GB that share the
 weights (trainer/fsdp2); on one GPU bfloat16 comes from autocast (trainer/single_gpu). `copies` are weights in bfloat16,
@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 
 from cropl import recipe
 from cropl.commands.check_questions import questions_missing
-from cropl.errors import FAILED, UsageError
+from cropl.commands.models import is_path
+from cropl.errors import FAILED, UsageError, check_keys
 
 if TYPE_CHECKING:
     from cropl.evaluation.study import Study
 
+TRAINING = ("model", "data", "trainer", "seed_everything", "ckpt_path", "allow_change", "vars")
 FOLDERS = ("train_dir", "val_dir", "test_dir", "localization", "instruction")
 """Arguments of data modules that name folders of shards."""
 
@@ -84,6 +86,8 @@ def missing(
         yield from _of_training(paths, flags, training_cli, notes)
     elif not set(stated) - {"vars"}:
         raise UsageError(f"{paths[0]}: an empty recipe")
+    elif kind is None and {"trainer", "data"} & set(stated):  # what a training says, and no model, as an overlay
+        check_keys(dict(stated), TRAINING, str(paths[0]))
 
 
 def _without_recipes(flags: Sequence[str]) -> list[str]:
@@ -235,7 +239,7 @@ def _checkpoint(key: str, name: str, notes: list[str]) -> Iterator[str]:
             weights.resolve(name)
         except ValueError as error:
             yield f"{key}: {error}"
-    elif (name.startswith((".", "/", "~")) or name.count("/") != 1) and not Path(name).expanduser().is_dir():
+    elif is_path(name) and not Path(name).expanduser().is_dir():
         yield f"{key}: {name}: no such checkpoint folder"
     elif not Path(name).expanduser().is_dir() and not isinstance(try_to_load_from_cache(name, "config.json"), str):
         notes.append(f"{key}: {name} is not in the local cache: the first run fetches it from the Hugging Face hub")

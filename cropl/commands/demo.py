@@ -9,6 +9,7 @@ from functools import partial
 from cropl.commands.arguments import Parser, integer
 from cropl.commands.ask_options import GROUNDING, LOCALIZER, MODEL
 from cropl.errors import UsageError
+from cropl.extras import remedy
 
 PORT = 8765
 
@@ -40,7 +41,7 @@ def run(args: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn"):
             raise
-        raise UsageError(f"the page needs {error.name}: pip install 'cropl[demo]'") from None
+        raise UsageError(f"the page needs {error.name}: {remedy('demo')}") from None
 
     from cropl.commands.models import TESTBED, checkpoint, open_localizer, open_vlm
     from cropl.integrations.demo.engine import Engine

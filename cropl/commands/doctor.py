@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from cropl.commands.arguments import Parser
 from cropl.commands.printing import table_console
 from cropl.errors import one_line
+from cropl.extras import remedy, requirements
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 EPILOG = """examples:
   cropl doctor
-  cropl doctor --json > machine.json        (to send with a question)"""
+  cropl doctor --json > machine.json        # to send with a question"""
 
 KERNELS = {
     "flash_attention_2": ("flash_attn", "pip install flash-attn --no-build-isolation"),
@@ -66,7 +67,7 @@ def examine() -> dict[str, dict[str, str]]:
 def _versions() -> dict[str, str]:
     import cropl
 
-    needs = sorted((need for need in _needs() if need.marker is None), key=lambda need: need.name)
+    needs = sorted(requirements(), key=lambda need: need.name)
     told = {"cropl": cropl.__version__, "Python": f"{platform.python_version()} ({sys.executable})"}
     return told | {"system": platform.platform()} | {need.name: _installed(need) for need in needs}
 
@@ -92,14 +93,14 @@ def _devices() -> dict[str, str]:
         told["mps"] = "available, and not tested"
     if len(told) == 1:
         built = torch.version.cuda or "no CUDA"
-        told["GPU"] = f"none that torch {torch.__version__} ({built}) sees; the testbed runs without"
+        told["GPU"] = f"none that torch {torch.__version__} ({built}) sees; the testbed needs none"
     return told
 
 
 def _attention() -> dict[str, str]:
     told = {"sdpa": "in torch, the default", "eager": "in transformers, slow"}
-    for name, (package, remedy) in KERNELS.items():
-        told[name] = "available" if find_spec(package) else f"{MISSING}: {remedy}"
+    for name, (package, command) in KERNELS.items():
+        told[name] = "available" if find_spec(package) else f"{MISSING}: {command}"
     return told
 
 
@@ -125,21 +126,15 @@ def _free(place: Path) -> str:
 def _extras() -> dict[str, str]:
     told = {}
     for extra in metadata.metadata("cropl").get_all("Provides-Extra") or []:
-        needs = [need for need in _needs() if need.marker is not None and need.marker.evaluate({"extra": extra})]
+        needs = requirements(extra)
         missing = [need.name for need in needs if _installed(need) == MISSING]
         others = [f"{need.name} {found}" for need in needs if BUT in (found := _installed(need))]
         if missing or others:
             what = ", ".join([*([f"missing {', '.join(missing)}"] if missing else []), *others])
-            told[extra] = f"{what}: pip install 'cropl[{extra}]'"
+            told[extra] = f"{what}: {remedy(extra)}"
         else:
             told[extra] = "complete"
     return told
-
-
-def _needs() -> list[Requirement]:
-    from packaging.requirements import Requirement
-
-    return [Requirement(text) for text in metadata.requires("cropl") or []]
 
 
 def _installed(need: Requirement) -> str:

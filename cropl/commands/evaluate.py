@@ -17,13 +17,14 @@ and results.json of them all) into --out (default runs/<recipe name>/), and prin
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropl import recipe
 from cropl.commands.arguments import check_writable, integer
-from cropl.errors import UsageError
+from cropl.errors import INTERRUPTED, UsageError
 from cropl.evaluation.part import Part
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ def run(args: Sequence[str]) -> int:
         from cropl.commands.evaluate_processes import end_with_parent
 
         end_with_parent()
-    evaluate(recipes, overrides, part=part, processes=processes, fresh=fresh)
+    try:
+        evaluate(recipes, overrides, part=part, processes=processes, fresh=fresh)
+    except KeyboardInterrupt:
+        print("cropl: interrupted; the same command continues, and answers nothing again", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -13,9 +13,9 @@ EPILOG = """A checkpoint holds what was trained, and no more: the recipe says of
 default it is the config.yaml that the training wrote beside its checkpoints. LoRA adapters are merged; where the
 training kept averages of its weights (EMA), they are what is written.
 
-  cropl export runs/plc exported                        (the newest checkpoint of a run)
-  cropl export runs/plc/checkpoints/step-500 exported --dtype float16
-  cropl export step-500 exported -c my.yaml --model.init_args.checkpoint ~/models/llava"""
+  cropl export runs/plc exported                        # the newest checkpoint of a run
+  cropl export runs/plc/checkpoints/step-000500 exported --dtype float16
+  cropl export step-000500 exported -c my.yaml --model.init_args.checkpoint ~/models/llava"""
 LOOKED = 3
 """Folders above a checkpoint in which a config.yaml is looked for."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cropl.errors import UsageError
@@ -12,15 +14,35 @@ if TYPE_CHECKING:
     from cropl.models.vlm import VLM
 
 TESTBED = "testbed:"
+CONFIG = "config.json"
+OF_FAMILIES = {
+    "protocol": (("llava_next",), "LLaVA-NeXT has protocols"),
+    "system": (("llava", "llava_next"), "LLaVA has a system sentence"),
+}
+"""Arguments of some families alone: their model types, and why."""
 
 
 def checkpoint(name: str) -> str:
-    """The folder of a `testbed:NAME` model; any other name as it is."""
+    """The folder of a `testbed:NAME` model; any other name as it is. UsageError for a path without a model."""
     if not name:
         raise UsageError("the name of the model is empty: give a folder, a hub name, or testbed:llava")
     from cropl.testbed import weights
 
-    return weights.resolve(name)
+    found = weights.resolve(name)
+    folder = Path(found).expanduser()
+    if not folder.is_dir():
+        if is_path(name):
+            raise UsageError(f"{name}: no such folder of a model")
+    elif not (folder / CONFIG).is_file() and (folder / "export" / CONFIG).is_file():
+        raise UsageError(f"{name} is the folder of a training: its model is {name.rstrip('/')}/export")
+    elif not (folder / CONFIG).is_file():
+        raise UsageError(f"{name} holds no model (no {CONFIG}); `cropl export` makes one of a checkpoint of a training")
+    return found
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can be no hub's, which are OWNER/NAME."""
+    return name.startswith((".", "/", "~")) or name.count("/") != 1
 
 
 def _options(device: str | None, dtype: str | None, attention: str | None = None) -> dict[str, Any]:
@@ -60,16 +82,19 @@ def open_vlm(
     from cropl.models.vlm import load_vlm
 
     _quiet(name)
-    load = load_vlm if family is None else own_family(family).from_pretrained  # its import may register the config
+    own = None if family is None else own_family(family)  # its import may register the config
+    load = load_vlm if own is None else own.from_pretrained
     options = _options(device, dtype, attention)
-    if protocol is not None:
-        if (kind := load_config(checkpoint(name)).model_type) != "llava_next":
-            raise UsageError(f"protocol {protocol!r}: {name} is a {kind} model, and only LLaVA-NeXT has protocols")
-        options["protocol"] = protocol
-    if system is not None:
-        if (kind := load_config(checkpoint(name)).model_type) not in ("llava", "llava_next"):
-            raise UsageError(f"system {system}: {name} is a {kind} model, and only LLaVA has a system sentence")
-        options["system"] = system
+    own_options = {"protocol": protocol, "system": system}
+    for key, value in own_options.items():
+        if value is None:
+            continue
+        if own is not None and key not in inspect.signature(own.__init__).parameters:
+            raise UsageError(f"{key} {value!r}: {family} takes none")
+        kinds, why = OF_FAMILIES[key]
+        if own is None and (kind := load_config(checkpoint(name)).model_type) not in kinds:
+            raise UsageError(f"{key} {value!r}: {name} is a {kind} model, and only {why}")
+        options[key] = value
     try:
         return load(checkpoint(name), **options)
     except ValueError as error:
@@ -86,6 +111,9 @@ def own_family(class_path: str) -> type[VLM]:
     found = recipe.load_object(class_path)
     if not isinstance(found, type) or not issubclass(found, VLM):
         raise UsageError(f"family {class_path!r} is no VLM: name a subclass of cropl.models.vlm.VLM")
+    lacks = sorted(getattr(found, "__abstractmethods__", ())) + ["model_class"] * (not hasattr(found, "model_class"))
+    if lacks:
+        raise UsageError(f"family {class_path!r} does not define {', '.join(lacks)}")
     return found
 
 

@@ -34,7 +34,6 @@ def run(args: Sequence[str]) -> int:
     if given is None:
         return 0
     out = Path(given.out)
-    check_writable(out)
     found = {path: _read(path) for path in (_results(run) for run in given.runs)}
     names = [path.parent.name for path in found]
     for name in names:
@@ -44,6 +43,7 @@ def run(args: Sequence[str]) -> int:
         if len(found) > 1:
             raise UsageError("--external: the arms of which run? Give one RUN with it")
         found = {path: _filled(path, results, given.external) for path, results in found.items()}
+    check_writable(out)
     for path, results in found.items():
         name = path.parent.name
         print(f"{out / name}.md: {_write(results, path.parent, name, out)}")

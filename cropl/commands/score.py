@@ -55,16 +55,14 @@ def run(args: Sequence[str]) -> int:
     truths = read_truths(scorer, [Path(file) for file in given.annotations])
     answers = read_answers(Path(given.predictions), scorer, truths)
     ours = judged(scorer, truths, answers)
+    others = None if given.against is None else read_answers(Path(given.against), scorer, truths)
     if given.submission is not None:
         scorer.write_submission(Path(given.submission), truths, answers)
         if not any(truth.counted for truth in truths):
             print(f"{given.submission}: {len(answers):,} answers to {len(truths):,} questions; a server scores them")
             return 0
     found = tally(scorer, truths, ours)
-    differences = {}
-    if given.against is not None:
-        theirs = judged(scorer, truths, read_answers(Path(given.against), scorer, truths))
-        differences = compare(scorer, truths, ours, theirs)
+    differences = {} if others is None else compare(scorer, truths, ours, judged(scorer, truths, others))
     _print(given.benchmark, scorer.primary, found, differences)
     if given.out is not None:
         write_json(Path(given.out), _record(given, scorer.primary, found, differences))

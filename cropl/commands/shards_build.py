@@ -6,7 +6,7 @@ rejected.jsonl; too many are an error (max_bad).
 
   cropl shards build -c data/viscot_benchmark --vars.name gqa --vars.root ~/visual-cot
   cropl shards build -c data/crop_mix --out /data/crop_mix --workers 16 --resize 1024
-  cropl shards build -c data/viscot_metadata --placeholder       (painted pictures instead of images: a dry run)
+  cropl shards build -c data/viscot_metadata --placeholder       # painted pictures instead of images: a dry run
 
 `cropl ls data/` lists the recipes, `cropl show data/crop_mix` says where its files come from, `cropl check
 data/crop_mix` what of them is missing.

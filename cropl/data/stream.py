@@ -44,7 +44,7 @@ class Delivery:
 
     batch: Any
     skipped: list[str]
-    error: ValueError | None = None
+    error: ValueError | OSError | None = None
     """What went wrong, where there is no batch: raised as it is where it arrives, and not as a worker's traceback."""
 
 
@@ -81,7 +81,7 @@ class SampleStream(IterableDataset[Delivery]):
         for index_M, valid_M in zip(self.index_BM[first::step].tolist(), self.valid_BM[first::step].tolist()):
             try:
                 yield self._delivery(index_M, valid_M)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 yield Delivery(None, [], error)
 
     def _delivery(self, index_M: list[int], valid_M: list[bool]) -> Delivery:

@@ -6,13 +6,14 @@ import multiprocessing
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Listener, wait
 from typing import Any
 
 from torch.utils.data import DataLoader
 
-from cropl.errors import UsageError
+from cropl.errors import RunError, UsageError
 
 PATIENCE = 5.0
 """Seconds in which the end of a worker shows after its connection broke."""
@@ -54,7 +55,7 @@ def batches(loader: DataLoader[Any]) -> Iterator[Any]:
     """What the workers made.
 
     Raises:
-        RuntimeError: a worker is gone; it names which, as torch's own does where torch is the first to miss it.
+        RunError: a worker is gone; it names which.
     """
     made = iter(loader)
     while True:
@@ -62,11 +63,27 @@ def batches(loader: DataLoader[Any]) -> Iterator[Any]:
             batch = next(made)
         except StopIteration:
             return
-        except (EOFError, OSError) as error:  # a worker's own come as deliveries
-            ends = {worker.sentinel: worker.pid for worker in getattr(made, "_workers", ())}
-            gone = ", ".join(str(ends[end]) for end in wait(list(ends), PATIENCE))
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RunError(str(error)) from error  # torch was the first to miss it
+        except (EOFError, OSError) as error:
+            # The connection of a worker that hands over a batch breaks before torch misses the worker.
+            gone = [] if str(error).startswith("Caught ") else _killed(getattr(made, "_workers", ()))
             if not gone:
                 raise
+            names = ", ".join(map(str, gone))
             reason = "gone before its batch was here: killed, perhaps as memory was short"
-            raise RuntimeError(f"DataLoader worker (pid {gone}) was {reason}") from error
+            raise RunError(f"DataLoader worker (pid {names}) was {reason}") from error
         yield batch
+
+
+def _killed(workers: Sequence[Any]) -> list[int]:
+    """The workers that did not end by themselves; the first may take a moment to show."""
+    running = {worker.sentinel: worker for worker in workers}
+    until = time.monotonic() + PATIENCE
+    while running and time.monotonic() < until:
+        ended = [running.pop(sentinel) for sentinel in wait(list(running), until - time.monotonic())]
+        if killed := [worker.pid for worker in ended if worker.exitcode]:
+            return killed
+    return []

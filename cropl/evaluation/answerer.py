@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 
 from cropl.evaluation.pipeline.answer import AnswerStage
-from cropl.evaluation.pipeline.items import Asked, Failed, Located
+from cropl.evaluation.pipeline.items import Asked, Failed, Located, check_pair
 from cropl.grid import Region
 from cropl.models.localizer import Localizer
 from cropl.models.vlm import load_vlm
 from cropl.models.wrap import wrap
 from cropl.pruning import InnerLLM, PreLLM
+from cropl.tiling import Regions
 
 if TYPE_CHECKING:
     from PIL import Image
 
+
+Where: TypeAlias = Regions | None
+"""What an image keeps: a region, a union of several, or everything."""
 
 HELD = 16
 """Batches whose images are held decoded at a time, and among which questions are sorted by length."""
@@ -31,14 +35,14 @@ class Answer:
 
     Attributes:
         text: what the model said.
-        region: where it was told to look; None for methods without regions.
+        region: where it was told to look, in several places perhaps; None for methods without regions.
         kept: visual tokens that the last decoder layer saw.
         total: visual tokens of the image.
         seconds: its share of the time that its batch took, without localizing.
     """
 
     text: str
-    region: Region | None
+    region: Regions | None
     kept: int
     total: int
     seconds: float
@@ -98,8 +102,9 @@ class Answerer:
             self.vlm = load_vlm(str(model))
         else:
             self.vlm = wrap(model, processor)
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size={batch_size!r}: must be an integer, at least 1")
+        for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r}: must be an integer, at least 1")
         if method is not None and not isinstance(method, (InnerLLM, PreLLM)):
             raise ValueError(
                 f"method must be an InnerLLM such as ILP(layer=2), or a PreLLM such as PLC, not {method!r}"
@@ -123,49 +128,53 @@ class Answerer:
     @torch.inference_mode()
     def __call__(
         self,
-        images: Sequence[Image.Image | str | Path | bytes],
-        questions: Sequence[str],
-        regions: Sequence[Region] | None = None,
+        images: Iterable[Image.Image | str | Path | bytes],
+        questions: Iterable[str],
+        regions: Iterable[Regions | None] | None = None,
     ) -> list[Answer]:
         """One answer per question.
 
         Args:
             images: one per question: PIL images, files, or their encoded bytes.
             questions: what is asked.
-            regions: one per question, in place of the localizer's.
+            regions: one per question, or several for their union, in place of the localizer's; None keeps all.
 
         Raises:
             ValueError: the lists differ in length, an image or question cannot be used (the message names which), or
                 there is nothing that tells regions.
         """
-        if isinstance(questions, str) or not isinstance(images, Sequence) or isinstance(images, (str, bytes)):
-            raise ValueError("one image or one question by itself: give a list of images and a list of questions")
-        if len(images) != len(questions) or (regions is not None and len(regions) != len(questions)):
-            raise ValueError(f"{len(images)} images, {len(questions)} questions: give one image (and region) for each")
-        self._check(regions)
+        pictures, asked = _listed(images, "images"), _listed(questions, "questions")
+        given = (
+            None if regions is None else [_region(one, place) for place, one in enumerate(_listed(regions, "regions"))]
+        )
+        if len(pictures) != len(asked) or (given is not None and len(given) != len(asked)):
+            raise ValueError(f"{len(pictures)} images, {len(asked)} questions: give one image (and region) for each")
+        self._check(given)
+        for place, pair in enumerate(zip(pictures, asked, strict=True)):
+            try:
+                check_pair(*pair)
+            except ValueError as error:
+                raise ValueError(f"question {place}: {error}") from None
         size = HELD * self._stage.batch_size
         answers: list[Answer] = []
-        for start in range(0, len(questions), size):
+        for start in range(0, len(asked), size):
             some = slice(start, start + size)
-            given = None if regions is None else regions[some]
-            answers += self._answers(images[some], questions[some], given, start)
+            answers += self._answers(pictures[some], asked[some], None if given is None else given[some], start)
         return answers
 
-    def _check(self, regions: Sequence[Region] | None) -> None:
+    def _check(self, regions: list[Where] | None) -> None:
         if not self._stage.takes_regions and regions is not None:
             raise ValueError(f"{self.method.name} takes no regions: leave them out")
         if self._stage.takes_regions and regions is None and self.localizer is None:
             raise ValueError(f"{self.method.name} needs regions: give a localizer, or regions=[Region(...), ...]")
-        for place, region in enumerate(regions or ()):
-            if not isinstance(region, Region):
-                raise ValueError(f"question {place}: {region!r} is no region: give Region(x_min, y_min, x_max, y_max)")
 
     def _answers(
-        self, images: Sequence[Any], questions: Sequence[str], regions: Sequence[Region] | None, start: int
+        self, images: list[Any], questions: list[str], regions: list[Where] | None, start: int
     ) -> list[Answer]:
         """As for a call; `start` is the place of the first question in it."""
         asked = [_opened(*pair, start + place) for place, pair in enumerate(zip(images, questions, strict=True))]
-        located = [Located(region) for region in regions or self._regions(asked)]
+        wanted = self._regions(asked, start) if regions is None else regions
+        located = [Located(cast(Any, region)) for region in wanted]  # localizers tell no unions, users do
         answers = []
         for place, (found, where) in enumerate(zip(self._stage(asked, located), located, strict=True)):
             if isinstance(found, Failed):
@@ -173,18 +182,35 @@ class Answerer:
             answers.append(Answer(found.text, where.region, found.kept, found.total, found.seconds))
         return answers
 
-    def _regions(self, asked: Sequence[Asked]) -> Sequence[Region | None]:
+    def _regions(self, asked: list[Asked], start: int) -> list[Where]:
         """The localizer's; None for each question of a method without regions."""
         if not self._stage.takes_regions:
             return [None] * len(asked)
-        regions: list[Region | None] = []
-        for start in range(0, len(asked), self._stage.batch_size):
-            batch = asked[start : start + self._stage.batch_size]
-            found = self.localizer.locate([one.image for one in batch], [one.question for one in batch])
+        regions: list[Where] = []
+        for first in range(0, len(asked), self._stage.batch_size):
+            batch = asked[first : first + self._stage.batch_size]
+            found = _listed(
+                self.localizer.locate([one.image for one in batch], [one.question for one in batch]),
+                "the localizer's regions",
+            )
             if len(found) != len(batch):
                 raise ValueError(f"the localizer gave {len(found)} regions for {len(batch)} questions")
-            regions += found
+            regions += [_region(one, start + first + place) for place, one in enumerate(found)]
         return regions
+
+
+def _listed(given: Any, what: str) -> list[Any]:
+    if isinstance(given, (str, bytes, Mapping, Set)) or not isinstance(given, Iterable):
+        raise ValueError(f"{what}: one {type(given).__name__} by itself, give a list, with one for each question")
+    return list(given)
+
+
+def _region(given: Any, place: int) -> Where:
+    """A region, a union of several, or None, which keeps every token."""
+    union = isinstance(given, list | tuple) and given and all(isinstance(one, Region) for one in given)
+    if given is not None and not isinstance(given, Region) and not union:
+        raise ValueError(f"question {place}: {given!r} is no region: give Region(x_min, y_min, x_max, y_max)")
+    return given
 
 
 def _opened(image: Any, question: str, place: int) -> Asked:

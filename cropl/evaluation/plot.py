@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 62, 218, 18, 52
 # Okabe and Ito's palette: told apart with every kind of colour vision, and on paper.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b")
 MARKERS = ("circle", "square", "diamond", "triangle")
+FRONT = 'stroke="#20242e" stroke-width="5" stroke-linejoin="round" opacity="0.18"'
 
 
 @dataclass
@@ -91,12 +92,17 @@ def accuracy_plot(
             'fill="#20242e" opacity="0.06"/>'
         )
         parts.append(_line(LEFT, y(dense[1]), WIDTH - RIGHT, y(dense[1]), "#20242e", 'stroke-dasharray="6 4"'))
+    # Error bars of equal budgets would hide each other: each series is moved sideways, by 15 pixels at most.
+    pitch = min(3.0, 30 / max(1, len(series) - 1))
+    shifts = [(i - (len(series) - 1) / 2) * pitch for i in range(len(series))]
     if frontier:
-        path = " ".join(f"{x(cost):.1f},{y(accuracy):.1f}" for cost, accuracy in pareto(points))
-        parts.append(f'<polyline points="{path}" fill="none" stroke="#20242e" stroke-width="9" opacity="0.12"/>')
+        moved = {point[:2]: shift for one, shift in zip(series, shifts) for point in one.points}
+        steps = [(x(at) + moved.get((at, accuracy), 0), y(accuracy)) for at, accuracy in pareto(points)]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in steps)
+        parts.append(f'<polyline points="{path}" fill="none" {FRONT}/>')
     for i, one in enumerate(series):
-        parts += _draw(one, i, (i - (len(series) - 1) / 2) * 3.0, x, y)
-    parts += _legend(series, dense, axis)
+        parts += _draw(one, i, shifts[i], x, y)
+    parts += _legend(series, dense, axis, frontier)
     return "\n".join([*parts, "</svg>"])
 
 
@@ -110,7 +116,6 @@ def pareto(points: Sequence[tuple[float, float, float, float]]) -> list[tuple[fl
 
 
 def _draw(one: Series, index: int, shift: float, x, y) -> list[str]:  # type: ignore[no-untyped-def]
-    # Error bars of equal budgets would hide each other: each series is moved sideways by a few pixels.
     color = COLORS[index % len(COLORS)]
     places = [(x(p[0]) + shift, *(y(v) for v in p[1:])) for p in sorted(one.points)]
     path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _, _ in places)
@@ -122,13 +127,19 @@ def _draw(one: Series, index: int, shift: float, x, y) -> list[str]:  # type: ig
     return parts
 
 
-def _legend(series: Sequence[Series], dense: tuple[float, float, float, float] | None, axis: Axis) -> list[str]:
+def _legend(
+    series: Sequence[Series], dense: tuple[float, float, float, float] | None, axis: Axis, frontier: bool
+) -> list[str]:
     parts, left = [], WIDTH - RIGHT + 22
     best_first = sorted(range(len(series)), key=lambda i: -sum(p[1] for p in series[i].points) / len(series[i].points))
-    top, pitch = TOP + 14, min(24, (HEIGHT - TOP - 20) // (len(series) + 1))
+    top, pitch = TOP + 14, min(24, (HEIGHT - TOP - 20) // (len(series) + 1 + frontier))
     if dense:
         parts.append(_line(left - 9, top - 4, left + 9, top - 4, "#20242e", 'stroke-dasharray="5 3"'))
         parts.append(_text(left + 18, top, f"dense, {axis.text(dense[0])}{axis.unit}"))
+        top += pitch
+    if frontier:
+        parts.append(f'<line x1="{left - 9}" y1="{top - 4}" x2="{left + 9}" y2="{top - 4}" {FRONT}/>')
+        parts.append(_text(left + 18, top, "Pareto front"))
         top += pitch
     for i in best_first:
         color = COLORS[i % len(COLORS)]

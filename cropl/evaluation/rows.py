@@ -16,7 +16,7 @@ import numpy as np
 from cropl.benchmarks.base import Counts
 from cropl.evaluation.answers import Answers
 from cropl.evaluation.arm_run import Run, default_of
-from cropl.evaluation.arms import Arm
+from cropl.evaluation.arms import METHODS, Arm
 from cropl.evaluation.costs import Costs
 from cropl.evaluation.names import name
 from cropl.evaluation.official import UNSCORED, Official, spread
@@ -35,7 +35,7 @@ Texts = Mapping[str, Sequence[str]]
 """For every run key, one answer per question."""
 
 RIVALS = (("ilp", "gt"), ("ilp", "center"), ("ilp", "random"), ("random", "none"), ("prune", "predicted"))
-"""What ILP with predicted regions is compared with at each budget: (method, region source)."""
+"""What ILP with predicted regions is compared with at each budget: (method, region source). So are all from outside."""
 
 
 def score_exactly(samples: Sequence[Sample], texts: Texts) -> Scores:
@@ -203,20 +203,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def compare(study: Study, rows: Sequence[Mapping[str, Any]], scores: Scores) -> list[dict[str, Any]]:
     """ILP with predicted regions against its `RIVALS`, at every budget, and PLC models of the same regions."""
-    pairs = []
-    prunes = [row for row in rows if row["layer"] is not None and row["layer"] < row["num_layers"]]
-    for a in prunes:
-        if (a["method"], a["region_source"]) != ("ilp", "predicted") or a["arm"] not in scores:
-            continue
-        for rival in RIVALS:
-            for b in prunes:
-                same = all(a[knob] == b[knob] for knob in ("budget", "budget_meaning"))
-                # `prune` has one layer and one way to number positions; it is the same rival for every ILP.
-                same = same and (b["method"] == "prune" or all(a[knob] == b[knob] for knob in ("layer", "positions")))
-                if (b["method"], b["region_source"]) != rival or not same or b["arm"] not in scores:
-                    continue
-                pairs.append((a, b))
-    compressed = [row for row in rows if row["method"] == "plc" and row["arm"] in scores]
+    scored = [row for row in rows if row["arm"] in scores]
+    pairs = [
+        (a, b)
+        for a in scored
+        if (a["method"], a["region_source"]) == ("ilp", "predicted") and _prunes(a)
+        for b in sorted(scored, key=_place)
+        if _are_rivals(a, b)
+    ]
+    compressed = [row for row in scored if row["method"] == "plc"]
     pairs += [(a, b) for a, b in combinations(compressed, 2) if a["region_source"] == b["region_source"]]
     comparisons = []
     for a, b in pairs:
@@ -228,3 +223,25 @@ def compare(study: Study, rows: Sequence[Mapping[str, Any]], scores: Scores) -> 
             "n": len(difference),
         })  # fmt: skip
     return comparisons
+
+
+def _prunes(row: Mapping[str, Any]) -> bool:
+    """Inside the language model, and before its end."""
+    return row["layer"] is not None and bool(row["layer"] < row["num_layers"])
+
+
+def _place(row: Mapping[str, Any]) -> int:
+    """Among the `RIVALS`, which methods from outside the package follow."""
+    rival = (row["method"], row["region_source"])
+    return RIVALS.index(rival) if rival in RIVALS else len(RIVALS)
+
+
+def _are_rivals(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    if any(a[knob] != b[knob] for knob in ("budget", "budget_meaning")):
+        return False
+    if b["method"] not in METHODS:
+        return True  # where it prunes is its own affair
+    if _place(b) == len(RIVALS) or not _prunes(b):
+        return False
+    # `prune` has one layer and one way to number positions; it is the same rival for every ILP.
+    return b["method"] == "prune" or all(a[knob] == b[knob] for knob in ("layer", "positions"))

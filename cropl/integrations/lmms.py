@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from cropl.data.sample import Sample
 from cropl.errors import UsageError
+from cropl.extras import remedy
 from cropl.grid import Region
 from cropl.integrations.arm_answerer import ArmAnswerer
 from cropl.integrations.arm_options import ArmOptions
@@ -27,7 +28,7 @@ try:
     from lmms_eval.api.instance import GenerationResult, TokenCounts
     from lmms_eval.api.model import lmms
 except ImportError as error:
-    raise ImportError(f"cropl.integrations.lmms needs lmms-eval: pip install 'cropl[lmms-eval]' ({error})") from error
+    raise ImportError(f"cropl.integrations.lmms needs lmms-eval: {remedy('lmms-eval')} ({error})") from error
 
 WINDOW = 8
 """Batches whose images are held, located and sorted by length together."""

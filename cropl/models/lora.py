@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from cropl.extras import remedy
 from cropl.models.vlm import VLM
 
 # N rows that are trained, W rows of the embedding table, D width
@@ -58,7 +59,7 @@ def add_lora(
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ValueError(f"LoRA needs peft ({error}): pip install 'cropl[lora]'") from error
+        raise ValueError(f"LoRA needs peft ({error}): {remedy('lora')}") from error
     vlm.model.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
     inject_adapter_in_model(config, vlm.decoder, _NAME)

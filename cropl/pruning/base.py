@@ -89,7 +89,7 @@ class InnerLLM(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name of the method in result rows, lower case."""
+        """Name of the method, lower case: in messages, and in the rows of methods of this package."""
 
     @property
     @abstractmethod
@@ -138,7 +138,7 @@ class PreLLM(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """Name of the method in result rows, lower case."""
+        """Name of the method, lower case: in messages, and in the rows of methods of this package."""
 
     @abstractmethod
     def count(self, grid: Tokens) -> int:

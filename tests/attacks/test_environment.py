@@ -204,7 +204,7 @@ def test_processes_are_started_as_the_code_says() -> None:
 def test_the_command_line_needs_no_extra(tmp_path: Path) -> None:
     code = f"{BLOCK}\nfrom cropl.cli import main\nmain(['ls'])\nassert main(['demo', '--no-browser']) == 2\n"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert run.returncode == 0 and "cropl[demo]" in run.stderr, run.stderr
+    assert run.returncode == 0 and "pip install 'starlette" in run.stderr, run.stderr
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ assert main({ASK!r}) == 0
     assert set(failed) and all(name.startswith("cropl.integrations.") for name in failed)
     for name, told in failed.items():
         demo = name.startswith("cropl.integrations.demo") and ("'starlette'" in told or "'uvicorn'" in told)
-        assert demo or "pip install 'cropl[lmms-eval]'" in told, (name, told)
+        assert demo or "pip install 'lmms-eval<" in told, (name, told)
 
 
 def test_nothing_that_numpy_2_has_dropped() -> None:

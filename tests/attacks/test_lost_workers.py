@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cropl.data.sample import Sample
 from cropl.data.shards import ShardReader
 from cropl.data.stream import SampleStream, StartMethod, StreamLoader
+from cropl.errors import RunError
 from tests.attacks.test_orphans import SCRIPT
 from tests.data.conftest import write_shards as write_shards
 
@@ -34,9 +36,40 @@ def test_a_worker_that_is_killed_is_named(write_shards: Callable[..., Path], met
     assert len(pids) == 2 and os.getpid() not in pids
     os.kill(min(pids), signal.SIGKILL)
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match=rf"worker.*\b{min(pids)}\b"):
+    with pytest.raises(RunError, match=rf"worker.*\b{min(pids)}\b"):
         list(batches)
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_a_shard_that_vanishes_is_named(write_shards: Callable[..., Path], method: StartMethod, workers: int) -> None:
+    """And taken for no killed worker."""
+    folder = write_shards()
+    stream = SampleStream(ShardReader(folder), np.arange(10)[:, None])
+    for shard in folder.glob("*.tar"):
+        shard.unlink()
+    began = time.monotonic()
+    with pytest.raises(FileNotFoundError, match=r"\.tar"):
+        list(StreamLoader(lambda: stream, 10, workers, method))
+    assert workers or time.monotonic() - began < 3
+
+
+class Gone:
+    """Raises what a reader of a disk that is gone does."""
+
+    def __call__(self, samples: list[Sample]) -> None:
+        raise self.error
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+@pytest.mark.parametrize("error", [EOFError("half a picture"), KeyError("no such key")], ids=["eof", "key"])
+def test_an_error_of_a_worker_is_no_killed_worker(write_shards: Callable[..., Path], error: Exception) -> None:
+    stream = SampleStream(ShardReader(write_shards()), np.arange(10)[:, None], collate=Gone(error))
+    with pytest.raises(type(error), match="Caught .* in DataLoader worker process 0"):
+        list(StreamLoader(lambda: stream, 10, 1, "fork"))
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver"])

@@ -72,7 +72,7 @@ def test_help_and_a_missing_extra(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main(["demo"]) == 2
-    assert "pip install 'cropl[demo]'" in capsys.readouterr().err
+    assert "pip install 'starlette" in capsys.readouterr().err
 
 
 @pytest.mark.slow

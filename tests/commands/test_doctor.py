@@ -34,7 +34,7 @@ def test_what_is_missing_comes_with_its_remedy(monkeypatch):
         return version(name)
 
     monkeypatch.setattr(metadata, "version", absent)
-    assert doctor.examine()["extras"]["lora"] == "missing peft: pip install 'cropl[lora]'"
+    assert doctor.examine()["extras"]["lora"] == "missing peft: pip install 'peft<1,>=0.19'"
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     assert doctor.examine()["attention"]["flash_attention_2"].startswith("missing: pip install flash-attn")
 
@@ -45,7 +45,7 @@ def test_another_version_than_cropl_takes_is_told(monkeypatch):
     found = doctor.examine()
     assert found["versions"]["torch"].startswith("0.1, but cropl takes ") and "<3" in found["versions"]["torch"]
     assert found["extras"]["lora"].startswith("peft 0.1, but cropl takes ")
-    assert found["extras"]["lora"].endswith(": pip install 'cropl[lora]'")
+    assert found["extras"]["lora"].endswith(": pip install 'peft<1,>=0.19'")
 
 
 def test_a_torch_that_cannot_be_imported_is_told(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from transformers import (
     AutoImageProcessor,
@@ -112,6 +113,41 @@ def test_the_localizer_sees_no_more_than_a_batch(vlm, localizer, asked, monkeypa
     assert sizes == [2, 2, 1] and [str(one) for one in answers] == [str(one) for one in whole]
 
 
+def test_what_can_be_listed_is_taken(vlm, asked):
+    """Generators, arrays, unions of regions, None for everything, numbers of numpy."""
+    images, questions = asked
+    places = np.empty(5, dtype=object)
+    places[:] = [Region(0, 0, 3, 3), None, [Region(0, 0, 1, 1), Region(6, 6, 7, 7)], Region.full(), Region(2, 2, 2, 2)]
+    answers = Answerer(vlm)((image for image in images), iter(questions), places)
+    assert [one.region for one in answers] == list(places)
+    assert answers[1].kept == answers[3].kept == 576 > answers[2].kept > answers[4].kept
+    assert {one.kept for one in Answerer(vlm, budget=np.int64(64))(images, questions, [Region.full()] * 5)} == {64}
+    assert Answerer(vlm)([], [], []) == []
+
+
+def test_nothing_is_answered_where_a_question_is_wrong(vlm, asked, monkeypatch):
+    images, questions = asked
+    monkeypatch.setattr(module, "HELD", 1)
+    monkeypatch.setattr(vlm, "generate", lambda *_, **__: pytest.fail("it was answered"))
+    answerer, regions = Answerer(vlm, batch_size=1), [Region.full()] * 5
+    for pictures, texts, message in (
+        (images, [*questions[:4], " "], "question 4: the question is empty"),
+        ([*images[:4], 7], questions, "question 4: int is no image"),
+        (images, {1, 2}, "questions: one set by itself"),
+        (images, None, "questions: one NoneType by itself"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            answerer(pictures, texts, regions)
+    with pytest.raises(ValueError, match="regions: one Region by itself"):
+        answerer(images, questions, Region.full())
+    with pytest.raises(ValueError, match="the localizer's regions: one NoneType by itself"):
+        Answerer(vlm, localizer=SimpleNamespace(locate=lambda images, questions: None))(images, questions)
+    with pytest.raises(ValueError, match=r"question 0: 'left' is no region"):
+        Answerer(vlm, localizer=SimpleNamespace(locate=lambda images, questions: ["left"] * len(images)))(
+            images, questions
+        )
+
+
 def test_an_image_is_decoded_once_and_few_are_held(vlm, localizer, asked, tmp_path, monkeypatch):
     images, questions = asked
     files = [tmp_path / f"{place}.png" for place in range(len(images))]
@@ -164,6 +200,9 @@ def test_what_is_wrong_is_told(vlm, localizer, asked, tmp_path):
         Answerer(vlm, localizer=localizer, batch_size=0)
     with pytest.raises(ValueError, match="method must be an InnerLLM"):
         Answerer(vlm, localizer=localizer, method="ilp")
+    for wrong in (0, True, "2"):
+        with pytest.raises(ValueError, match=f"max_new_tokens={wrong!r}"):
+            Answerer(vlm, localizer=localizer, max_new_tokens=wrong)
     for budget in (0, 1.5, "64", True):
         with pytest.raises(ValueError, match=f"budget {budget!r}"):
             Answerer(vlm, localizer=localizer, budget=budget)

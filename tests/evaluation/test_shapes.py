@@ -115,12 +115,24 @@ def test_the_pareto_front_holds_what_nothing_cheaper_reaches():
     assert pareto(points) == [(64, 0.8), (192, 0.9)]
 
 
+def test_the_pareto_front_goes_through_the_markers_of_its_points():
+    """Markers are moved sideways where lines are many, and the front with them."""
+    points = {name: [(100.0, 0.9, 0.8, 1.0), (10.0, low, 0.4, 0.6)] for name, low in (("a", 0.4), ("b", 0.5))}
+    svg = ET.fromstring(accuracy_plot([Series(*one) for one in points.items()], frontier=True))
+    front, *lines = (
+        [tuple(p.split(",")) for p in part.get("points").split()] for part in svg if "polyline" in part.tag
+    )
+    assert front[0] == lines[1][0] != lines[0][0] and len(front) == 2 and len(lines) == 2
+    assert front[1] in (lines[0][1], lines[1][1])
+
+
 @pytest.mark.parametrize("against", report.AXES)
 def test_accuracy_is_drawn_against_every_cost(against):
     svg = report.plot(ROWS, against, frontier=True)
     ET.fromstring(svg)
     label = {"tokens": "visual tokens", "flops": "prefill FLOPs", "seconds": "milliseconds"}[against.split()[-1]]
-    assert label in svg and 'stroke-width="9"' in svg
+    assert label in svg and ">Pareto front</text>" in svg
+    assert "Pareto" not in report.plot(ROWS, against)
     assert ("vision tower and localizer" in svg) == against.startswith("total")
 
 

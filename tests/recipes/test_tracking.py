@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cropl import recipe
 from cropl.callbacks.tracking import log_image, log_table
 from cropl.cli import main, training_cli
+from cropl.extras import remedy
 
 ROOT = Path(__file__).parents[2]
 LOGGERS = {"wandb": "WandbLogger", "mlflow": "MLFlowLogger"}
@@ -82,7 +83,7 @@ def test_a_missing_package_is_named_with_its_extra(
         pytest.skip(f"{name} is installed")
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "-c", "testbed/localizer", "-c", f"trainer/{name}"]) == 2
-    told = f"cropl: error: trainer.logger: {name} is not installed: pip install 'cropl[tracking]'"
+    told = f"cropl: error: trainer.logger: {name} is not installed: {remedy('tracking')}"
     assert told in capsys.readouterr().err.splitlines()
     assert not list(tmp_path.iterdir())
 
@@ -91,7 +92,7 @@ def test_a_missing_package_is_named_with_its_extra(
 @pytest.mark.parametrize("name", LOGGERS)
 def test_a_training_is_tracked_on_this_machine(name: str, tmp_path: Path) -> None:
     if not importlib.util.find_spec(name):
-        pytest.skip(f"{name} is not installed: pip install 'cropl[tracking]'")
+        pytest.skip(f"{name} is not installed: {remedy('tracking')}")
     small = (
         "--data.scenes 8 --data.val_scenes 4 --data.batch_size 4 --trainer.max_steps 2 "
         "--trainer.val_check_interval 1 --trainer.log_every_n_steps 1"

@@ -75,7 +75,7 @@ def page(made: dict[str, Any]) -> str:
         **made,
         "minutes": f"{made['samples'][-1]['seconds'] / 60:.0f}",
         "of": ", ".join(f"{name} {version}" for name, version in made["versions"].items()),
-        "at": made["commit"][:12],
+        "at": made["commit"][:12] + made["commit"][40:],  # and whether the tree was edited
         "rows": "\n".join(row(name, *each) for name, each in found.items()),
     }
     return PAGE.format_map(told)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,6 +24,7 @@ from cropl.models.vlm import VLM
 from cropl.pruning import ILP, Dense, InnerLLM, PreLLM, keep_mask, pruned
 from cropl.pruning.checks import check_method, check_model
 from cropl.pruning.select import scaled_layer
+from cropl.tiling import Regions
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class _Row:
     place: int
     image: Image.Image
     question: str
-    region: Region | None
+    region: Regions | None
 
 
 def takes_regions(method: InnerLLM | PreLLM) -> bool:
@@ -87,6 +89,7 @@ class AnswerStage:
             raise ValueError(
                 f"{self.method.name} makes as many tokens as it was trained to: give no budget and no factor"
             )
+        budget = budget.item() if isinstance(budget, np.generic) else budget
         if budget is not None:
             check_budget(budget, "answering")
         if factor is not None:
@@ -136,7 +139,7 @@ class AnswerStage:
         seconds = (time.perf_counter() - began) / len(rows)
         return [Answered(text, kept, grid.num_tokens, seconds) for text, kept, grid in zip(texts, left, inputs.grids)]
 
-    def _keep(self, region: Region | None, grid: Any) -> Tensor:
+    def _keep(self, region: Regions | None, grid: Any) -> Tensor:
         """Bool (V,): all where there is no region, whatever the budget."""
         if region is None:
             return torch.ones(grid.num_tokens, dtype=torch.bool)

@@ -49,13 +49,10 @@ class Asked:
             image, question = pair[0], pair[1]
             if isinstance(image, Exception):
                 raise image
-            if not isinstance(question, str) or not question.strip():
-                raise ValueError("the question is empty: ask something about the image")
+            check_pair(image, question)
             if isinstance(image, Image.Image):
                 image = image.convert("RGB")  # decodes one that is still a file, and no later change reaches it
                 image.info = {}
-            elif not isinstance(image, str | Path | bytes):
-                raise ValueError(f"{type(image).__name__} is no image: give a path, encoded bytes or a PIL image")
         except (TypeError, IndexError, KeyError):
             return cls(b"", "", f"a {type(pair).__name__} is no pair: give (image, question)")
         except Exception as error:  # decoders raise whatever they meet in hostile bytes
@@ -70,6 +67,14 @@ class Asked:
             return self.image if isinstance(self.image, Image.Image) else load_image(self.image)
         except Exception as error:  # mostly ImageError; a file that vanishes meanwhile must not stop the others either
             return Failed(reason(error))
+
+
+def check_pair(image: Any, question: Any) -> None:
+    """ValueError for what is no image or no question, without a look into the image."""
+    if not isinstance(question, str) or not question.strip():
+        raise ValueError("the question is empty: ask something about the image")
+    if not isinstance(image, Image.Image | str | Path | bytes):
+        raise ValueError(f"{type(image).__name__} is no image: give a path, encoded bytes or a PIL image")
 
 
 @dataclass(frozen=True)

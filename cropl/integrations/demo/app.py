@@ -98,7 +98,11 @@ def make_app(engine: Engine, hosts: Collection[str] = LOOPBACK) -> Starlette:
             Route("/api/ask", ask, methods=["POST"]),
         ],
         middleware=[Middleware(Guard, hosts=hosts)],
-        exception_handlers={ValueError: _on_value_error, HTTPException: _on_http_error},
+        exception_handlers={
+            ValueError: _on_value_error,
+            HTTPException: _on_http_error,
+            ClientDisconnect: _on_disconnect,
+        },  # fmt: skip
     )
 
 
@@ -162,3 +166,8 @@ async def _on_value_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code)
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """Nobody is left to tell."""
+    return Response(status_code=400)

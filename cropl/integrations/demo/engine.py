@@ -143,7 +143,9 @@ class Engine:
             run = self._plan(asked, picture, known.located)
             measured = self._measure(run, asked, picture, known, cancelled)
             used = run.regions[0] if run.regions is not None else None
-            yield {"pruned": tell_measured(measured, grid, run.layer, used)}
+            told = asked.method in BY_REGION and asked.region is None and known.located.source != "none"
+            localizing = known.located.seconds if told else None
+            yield {"pruned": tell_measured(measured, grid, run.layer, used, localizing)}
         yield {"stage": "dense"}  # each time anew, so that both are timed side by side
         run = self._plan(replace(asked, method="dense", region=None, budget=None, layer=None), picture, Located())
         measured = self._measure(run, asked, picture, known, cancelled)

@@ -25,8 +25,18 @@ def tell_located(located: Located) -> dict[str, Any]:
     }
 
 
-def tell_measured(measured: Measured, grid: Tokens, layer: int | None, region: Region | None) -> dict[str, Any]:
-    """An answer, what it took, and the tokens that were left."""
+def tell_measured(
+    measured: Measured, grid: Tokens, layer: int | None, region: Region | None, localizing: float | None = None
+) -> dict[str, Any]:
+    """An answer, what it took, and the tokens that were left.
+
+    Args:
+        measured: the answer.
+        grid: of the picture's tokens.
+        layer: K.
+        region: that the method took.
+        localizing: seconds that a localizer took to tell it; None where none did.
+    """
     visual, costs = measured.visual, measured.costs
     return {
         "answer": measured.text,
@@ -41,6 +51,7 @@ def tell_measured(measured: Measured, grid: Tokens, layer: int | None, region: R
         "kv_bytes": costs.kv_bytes,
         "prefill_seconds": measured.prefill_seconds,
         "seconds": measured.seconds,
+        "localized_seconds": None if localizing is None else measured.seconds + localizing,
         "mask": None if measured.keep is None else _mask(measured.keep, grid),
     }
 

@@ -66,6 +66,15 @@ def test_costs_are_those_of_an_evaluation(engine, ask):
     assert 0 < pruned["prefill_seconds"] <= pruned["seconds"]
 
 
+def test_the_localizers_time_counts_where_it_told_the_region(ask):
+    got = ask()
+    pruned, dense, localizing = got["pruned"], got["dense"], got["located"]["seconds"]
+    assert localizing > 0 and pruned["localized_seconds"] == pytest.approx(pruned["seconds"] + localizing)
+    assert dense["localized_seconds"] is None
+    for given in ({"region": [2, 1, 4, 3]}, {"method": "vispruner", "budget": 64}):
+        assert ask(**given)["pruned"]["localized_seconds"] is None
+
+
 def test_the_map_is_the_probability_that_the_region_covers_a_block(engine, ask):
     picture = engine.pictures["scene-5"].image
     distribution = engine.locator.localizer.distribution([picture], [QUESTION])
@@ -87,6 +96,7 @@ def test_a_localizer_that_fails_keeps_every_token(engine, client, ask, monkeypat
     got = ask(question="Is there a red heart?", budget=20)
     assert "no memory left" in got["located"]["message"] and "every token is kept" in got["located"]["message"]
     assert got["pruned"]["kept"] == 576 and got["pruned"]["answer"] == got["dense"]["answer"]
+    assert got["pruned"]["localized_seconds"] is None
     monkeypatch.undo()
     assert ask(question="Is there a red heart?")["located"]["message"] == ""
 

@@ -136,6 +136,38 @@ def test_budget_layer_and_method_change_the_answer(page):
     assert not page.locator("#pruned-card").is_visible() and not page.locator("#error").is_visible()
 
 
+def milliseconds(text):
+    number, unit = text.split()
+    return float(number) * {"ms": 1, "s": 1000}[unit]
+
+
+def test_the_localizers_time_has_its_row(page):
+    def row(name):
+        cells = page.locator("#costs tbody tr").filter(has_text=name).last.locator("td").all_text_contents()
+        return *map(milliseconds, cells[:2]), float(cells[2].removesuffix(" %"))
+
+    def rows():
+        return page.locator("#costs tbody th").all_text_contents()
+
+    assert rows()[-2:] == ["Time of the answer", "… with localizer"]
+    answer, whole = row("Time of the answer"), row("… with localizer")
+    localizing = milliseconds(page.locator("#pruned-fact").text_content().rpartition("localizing ")[2])
+    assert whole[0] == pytest.approx(answer[0] + localizing, abs=100 if whole[0] >= 1000 else 2)
+    assert whole[1] == answer[1] and whole[2] == pytest.approx(100 * whole[0] / whole[1], rel=0.1)
+    drag(page, (0, 6), (2, 7))  # nobody has to tell it
+    settled(page)
+    assert rows()[-1] == "Time of the answer" and "localizing" not in page.locator("#pruned-fact").text_content()
+    page.click("#reset")
+    settled(page)
+    assert rows()[-1] == "… with localizer"
+    page.select_option("#method", "vispruner")
+    settled(page)
+    assert rows()[-1] == "Time of the answer"
+    page.select_option("#method", "dense")
+    settled(page)
+    assert rows()[-1] == "Time of the answer"
+
+
 def test_an_upload_is_asked_about_and_a_bad_file_is_told(page, photo, tmp_path):
     from playwright.sync_api import expect
 
@@ -191,6 +223,26 @@ def test_the_probability_is_shown_on_the_grid(page):
     stage = page.locator("#stage").bounding_box()
     page.mouse.move(stage["x"] + stage["width"] * 4.5 / 8, stage["y"] + stage["height"] * 3.5 / 8)
     assert re.fullmatch(r"block 4, 3: \d+ %", page.locator("#readout").text_content())
+
+
+def test_what_is_read_out_is_of_this_picture(page, photo):
+    from playwright.sync_api import expect
+
+    stage, readout = page.locator("#stage").bounding_box(), page.locator("#readout")
+    pointed = (stage["x"] + stage["width"] * 4.5 / 8, stage["y"] + stage["height"] * 3.5 / 8)
+    page.mouse.move(*pointed)
+    assert re.fullmatch(r"block 4, 3: \d+ %", before := readout.text_content())
+    page.fill("#question", "What color is the heart?")  # the mouse stays where it is
+    page.keyboard.press("Enter")
+    settled(page)
+    assert re.fullmatch(r"block 4, 3: [\d.]+ %", readout.text_content()) and readout.text_content() != before
+    page.set_input_files("#file", photo)
+    expect(page.locator("#status")).to_have_text("Uploaded: ask about it.")
+    expect(readout).to_have_text("")
+    page.mouse.move(pointed[0] + 3, pointed[1])
+    expect(readout).to_have_text(re.compile(r"block \d, \d$"))  # nothing is known of it yet
+    page.locator("button.tile").nth(1).evaluate("e => e.click()")
+    expect(readout).to_have_text("")
 
 
 @pytest.mark.parametrize("width", [1280, 800, 420])

@@ -19,11 +19,15 @@ const COSTS = [
   ["Key-value cache", "kv_bytes", bytes],
   ["Time to first token", "prefill_seconds", time],
   ["Time of the answer", "seconds", time],
+  ["… with localizer", "localized_seconds", time],
 ];
 
 /** Fill the table's body; either answer may be missing. */
 export function fillCosts(body, pruned, dense) {
-  body.replaceChildren(...COSTS.map(([name, key, format]) => costRow(name, key, format, pruned, dense)));
+  const localized = pruned && pruned.localized_seconds !== null;  // dense asks no localizer
+  if (dense) dense = { ...dense, localized_seconds: dense.seconds };
+  const costs = COSTS.filter(([, key]) => key !== "localized_seconds" || localized);
+  body.replaceChildren(...costs.map(([name, key, format]) => costRow(name, key, format, pruned, dense)));
 }
 
 function costRow(name, key, format, pruned, dense) {

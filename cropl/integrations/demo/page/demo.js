@@ -20,6 +20,7 @@ let question = "";         // that `located` and `answers` belong to
 let drawn = null;          // the user's region, [x0, y0, x1, y1] in blocks; null takes the localizer's
 let located = null;        // what the localizer said
 let answers = {};          // pruned and dense
+let pointed = null;        // block under the mouse, [x, y]
 let running = null;        // AbortController of what is being answered
 let timer = 0;
 
@@ -48,8 +49,14 @@ function show() {
   $("reset").disabled = !drawn;
   $("message").textContent = located ? located.message : "";
   $("message").hidden = !$("message").textContent;
+  showBlock();
   showKnobs();
   showAnswers();
+}
+
+function showBlock() {
+  const heat = pointed && located && located.heat, [x, y] = pointed || [];
+  $("readout").textContent = pointed ? `block ${x}, ${y}` + (heat ? `: ${percent(heat[y][x])}` : "") : "";
 }
 
 function showKnobs() {
@@ -90,7 +97,7 @@ function showAnswers() {
   };
   $("pruned-card").hidden = one.name === "dense";
   $("pruned-name").textContent = label(one);
-  const localizing = pruned && pruned.region && !drawn && located ? `, localizing ${time(located.seconds)}` : "";
+  const localizing = pruned && pruned.localized_seconds !== null ? `, localizing ${time(located.seconds)}` : "";
   card("pruned", pruned, pruned && `${pruned.kept} of ${pruned.total} tokens, ${time(pruned.seconds)}${localizing}`);
   card("dense", dense, dense && `${dense.total} tokens, ${time(dense.seconds)}`);
   fillCosts($("costs").tBodies[0], pruned, dense);
@@ -170,7 +177,7 @@ function choosePicture(one) {
   stop();
   report("");
   say("");
-  [picture, question, drawn, located, answers] = [one, "", null, null, {}];
+  [picture, question, drawn, located, answers, pointed] = [one, "", null, null, {}, null];
   showImage(one, address(one));
   mark(one, (text) => { $("question").value = text; ask(); });
   if (one.questions.length) $("question").value = one.questions[0];
@@ -259,10 +266,7 @@ async function start() {
   listenToPlace();
   listenToFiles(upload);
   choosePicture(state.pictures[0]);
-  listen(current, chooseRegion, (at) => {
-    const heat = at && located && located.heat;
-    $("readout").textContent = at ? `block ${at[0]}, ${at[1]}` + (heat ? `: ${percent(heat[at[1]][at[0]])}` : "") : "";
-  });
+  listen(current, chooseRegion, (at) => { pointed = at; showBlock(); });
   if (eager()) await ask();
 }
 
