@@ -13,6 +13,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cropl import __version__, recipe
@@ -23,11 +24,6 @@ from cropl.errors import USAGE, UsageError, guarded, nearest
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
 
-_PARSER = {
-    "parser_mode": "omegaconf+",
-    "error_handler": training_errors.one_line_error,
-    "allow_abbrev": False,  # a slip of the pen would set something else
-}
 _NOT_FOR_USERS = (
     "LightningCLI's args parameter",  # we pass them on purpose
     ".*skip_none parameter was deprecated",  # Lightning's own call
@@ -64,6 +60,7 @@ def _dispatch(verb: str, rest: list[str]) -> int:
 
 
 def _train(args: list[str]) -> int:
+    from lightning.pytorch import Trainer
     from omegaconf.errors import OmegaConfBaseException
 
     try:
@@ -71,7 +68,7 @@ def _train(args: list[str]) -> int:
     except OmegaConfBaseException as error:
         raise UsageError(f"the recipe does not resolve: {error}") from None
     except ValueError as error:
-        if (said := training_errors.told(str(error))) == str(error):
+        if (said := training_errors.told(str(error), Trainer)) == str(error):
             raise
         raise UsageError(said) from error
     except SystemExit as end:
@@ -164,6 +161,11 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
             if trainer.logger is not None:
                 super().setup(trainer, pl_module, "fit")
 
+    parsing = {
+        "parser_mode": "omegaconf+",
+        "error_handler": partial(training_errors.one_line_error, trainer=pl.Trainer),
+        "allow_abbrev": False,  # a slip of the pen would set something else
+    }
     try:
         return Command(
             pl.LightningModule,
@@ -173,7 +175,7 @@ def training_cli(args: Sequence[str], run: bool = True, instantiate: bool = True
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={**_PARSER, **(dict.fromkeys(TRAINING_VERBS, _PARSER) if run else {})},
+            parser_kwargs={**parsing, **(dict.fromkeys(TRAINING_VERBS, parsing) if run else {})},
             args=list(args),
             run=run,
         )

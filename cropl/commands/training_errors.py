@@ -27,14 +27,19 @@ def check_arguments(verb: str, args: Sequence[str]) -> None:
         raise UsageError(f"recipes stand behind -c: cropl {verb} -c {args[0]}")
 
 
-def one_line_error(parser: Any, message: str) -> NoReturn:
+def one_line_error(parser: Any, message: str, trainer: type) -> NoReturn:
     """jsonargparse prints its whole usage before an error; one line with the key is what helps."""
-    print(f"cropl: error: {told(' '.join(str(message).split()))}", file=sys.stderr)
+    print(f"cropl: error: {told(' '.join(str(message).split()), trainer)}", file=sys.stderr)
     raise SystemExit(USAGE)
 
 
-def told(message: str) -> str:
-    """What is wrong, with the nearest that would be right; a message that is not known stays as it is."""
+def told(message: str, trainer: type) -> str:
+    """What is wrong, with the nearest that would be right; a message that is not known stays as it is.
+
+    Args:
+        message: Lightning's, or jsonargparse's.
+        trainer: the class whose arguments are the keys of `trainer`.
+    """
     if tracker := _TRACKER.search(message):
         return f"trainer.logger: {tracker[1]} is not installed: {remedy('tracking')}"
     if message.strip() == "Unexpected config:":
@@ -42,7 +47,7 @@ def told(message: str) -> str:
     if "Union subtypes" in message:  # what the class said, out of all that a value could be: a model may be None
         text = " ".join(message.split())
         message = text.partition("Errors: - ")[2].partition(" - Expected a <class 'NoneType'>")[0] or text
-    return message + _nearest(message)
+    return message + _nearest(message, trainer)
 
 
 def of_lightning(message: str, verb: str) -> str:
@@ -55,18 +60,16 @@ def of_lightning(message: str, verb: str) -> str:
     return message
 
 
-def _nearest(message: str) -> str:
+def _nearest(message: str, trainer: type) -> str:
     if found := _OF_A_CLASS.search(message):
         family = recipe.load_object(found[1])
         known = [name for each in inspect.getmro(family) for name in inspect.signature(each).parameters]
         return _did_you_mean(found[2], known)
     if found := _OF_A_VERB.search(message):
-        from lightning.pytorch import Trainer
-
-        trainer = [f"trainer.{name}" for name in inspect.signature(Trainer).parameters]
+        known = [f"trainer.{name}" for name in inspect.signature(trainer).parameters]
         given = found[1] or found[2]
-        behind = [name for name in trainer if name == f"trainer.{given}"]
-        return _did_you_mean(given, behind or [*trainer, "model", "data", "seed_everything", "ckpt_path"])
+        behind = [name for name in known if name == f"trainer.{given}"]
+        return _did_you_mean(given, behind or [*known, "model", "data", "seed_everything", "ckpt_path"])
     return ""
 
 
