@@ -99,7 +99,7 @@ def terminal_pictures(opened: Any) -> None:
         sample.picture().save(folder / "scene.png")
         study = ["evaluate", "-c", "testbed/study", "--vars.budgets", "[64]", "--limit", "120"]
         commands = {
-            "ls": (["ls", "testbed/"], 150),
+            "ls": (["ls", "evaluate/llava"], 134),
             "ask": (["ask", "scene.png", sample.question, "--compare"], 92),
             "evaluate": (study, 126),
             "doctor": (["doctor"], 112),

@@ -116,9 +116,19 @@ def test_model_that_cannot_be_fetched(files, capsys, monkeypatch):
 
 def test_model_folder_without_model(files, capsys):
     code, message = one_error(capsys, ["ask", files / "good.jpg", "What?", "--model", str(files)])
-    assert code == FAILED and str(files) in message
+    assert code == USAGE and f"{files} holds no model (no config.json)" in message
+    code, message = one_error(capsys, ["ask", files / "good.jpg", "What?", "--model", "nowhere"])
+    assert code == USAGE and "nowhere: no such folder of a model" in message
     code, message = one_error(capsys, ["ask", files / "good.jpg", "What?", "--model", "testbed:lava"])
     assert code == USAGE and "lava" in message
+
+
+def test_the_folder_of_a_training_is_told_from_its_export(tmp_path, files, capsys):
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    (tmp_path / "run" / "export" / "config.json").write_text("{}")
+    args = ["ask", files / "good.jpg", "What?", "--localizer", tmp_path / "run"]
+    code, message = one_error(capsys, args)
+    assert code == USAGE and f"is the folder of a training: its model is {tmp_path / 'run'}/export" in message
 
 
 def test_a_localizer_that_is_none(files, capsys, tiny_llava):

@@ -167,7 +167,7 @@ def test_flags_that_are_wrong(evaluate, flags, told) -> None:
 @pytest.mark.usefixtures("unanswered")
 def test_a_model_that_is_not_there(evaluate) -> None:
     code, told = evaluate("--model", "./nowhere")
-    assert code == 1 and "./nowhere" in told
+    assert code == 2 and "./nowhere: no such folder of a model" in told
 
 
 def test_two_runs_into_one_folder_at_once(evaluate, tmp_path) -> None:

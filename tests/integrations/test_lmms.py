@@ -88,7 +88,7 @@ def test_importing_cropl_needs_no_lmms_eval_and_the_plug_in_names_the_extra(monk
     for name in stub.MODULES:
         monkeypatch.setitem(sys.modules, name, None)
     stub.forget(monkeypatch)
-    with pytest.raises(ImportError, match=r"pip install 'cropl\[lmms-eval\]'"):
+    with pytest.raises(ImportError, match="pip install 'lmms-eval<"):
         importlib.import_module(stub.PLUGIN)
 
 
