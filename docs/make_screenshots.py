@@ -96,11 +96,10 @@ def terminal_pictures(opened: Any) -> None:
     with TemporaryDirectory() as made:
         folder = Path(made)
         (sample,) = samples("test", 1, start=SCENE)
-        sample.picture().save(folder / "scene.png")
         study = ["evaluate", "-c", "testbed/study", "--vars.budgets", "[64]", "--limit", "120"]
         commands = {
             "ls": (["ls", "evaluate/llava"], 134),
-            "ask": (["ask", "scene.png", sample.question, "--compare"], 92),
+            "ask": (["ask", f"testbed:{SCENE}", sample.question, "--compare"], 104),
             "evaluate": (study, 126),
             "doctor": (["doctor"], 112),
         }
