@@ -60,26 +60,31 @@ def batches(loader: DataLoader[Any]) -> Iterator[Any]:
     made = iter(loader)
     while True:
         try:
-            batch = next(made)
+            batch = _next(made)
         except StopIteration:
             return
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
-            raise RunError(str(error)) from error  # torch was the first to miss it
-        except (EOFError, OSError) as error:
-            # The connection of a worker that hands over a batch breaks before torch misses the worker.
-            gone = [] if str(error).startswith("Caught ") else _killed(getattr(made, "_workers", ()))
-            if not gone:
-                raise
-            names = ", ".join(map(str, gone))
-            reason = "gone before its batch was here: killed, perhaps as memory was short"
-            raise RunError(f"DataLoader worker (pid {names}) was {reason}") from error
+            raise RunError(str(error)) from error
         yield batch
 
 
+def _next(made: Iterator[Any]) -> Any:
+    """The connection of a worker that hands over a batch may break before torch misses the worker."""
+    try:
+        return next(made)
+    except (EOFError, OSError) as error:
+        gone = [] if str(error).startswith("Caught ") else _killed(getattr(made, "_workers", ()))
+        if not gone:
+            raise
+        names = ", ".join(map(str, gone))
+        reason = "gone before its batch was here: killed, perhaps as memory was short"
+        raise RuntimeError(f"DataLoader worker (pid {names}) was {reason}") from error
+
+
 def _killed(workers: Sequence[Any]) -> list[int]:
-    """The workers that did not end by themselves; the first may take a moment to show."""
+    """The workers that did not end by themselves; the first may take a moment to show, or torch raise in between."""
     running = {worker.sentinel: worker for worker in workers}
     until = time.monotonic() + PATIENCE
     while running and time.monotonic() < until:
