@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cropl import __version__, recipe
 from cropl.commands import training_errors
 from cropl.commands.verbs import COMMANDS, TRAINING_VERBS, TRAINS
-from cropl.errors import USAGE, UsageError, guarded, nearest
+from cropl.errors import USAGE, UsageError, by_interrupt, guarded, nearest
 
 if TYPE_CHECKING:
     from lightning.pytorch.cli import LightningCLI
@@ -72,7 +72,7 @@ def _train(args: list[str]) -> int:
             raise
         raise UsageError(said) from error
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends so, with the exit code of a failure
+        if by_interrupt(end):
             raise KeyboardInterrupt from None
         return int(end.code or 0)  # jsonargparse has already printed what is wrong
     return 0

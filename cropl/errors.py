@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -53,7 +53,7 @@ def guarded(run: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except SystemExit as end:
-        if not isinstance(end.__context__, KeyboardInterrupt):  # which is how Lightning ends
+        if not by_interrupt(end):
             raise
         return _interrupted()
     except BrokenPipeError:  # `cropl ... | head`: the reader has left, nothing is wrong
@@ -69,6 +69,11 @@ def guarded(run: Callable[[], int | None]) -> int:
         return FAILED
 
 
+def by_interrupt(end: SystemExit) -> bool:
+    """Whether it comes of Ctrl-C: so Lightning ends, with the exit code of a failure."""
+    return isinstance(end.__context__, KeyboardInterrupt)
+
+
 def _interrupted() -> int:
     print("cropl: interrupted", file=sys.stderr)
     return INTERRUPTED
@@ -76,10 +81,13 @@ def _interrupted() -> int:
 
 def nearest(name: str, known: list[str] | tuple[str, ...], what: str = "known") -> str:
     """'; did you mean X?' for a near miss, else '; known: A, B, C' (nothing when there is nothing to offer)."""
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; {what}: {', '.join(known)}" if known else ""
+    return did_you_mean(name, known) or (f"; {what}: {', '.join(known)}" if known else "")
+
+
+def did_you_mean(name: str, known: Sequence[str], cutoff: float = 0.5) -> str:
+    """'; did you mean X?' for a near miss; a cutoff of 0 takes whatever is nearest."""
+    close = get_close_matches(name, known, n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def check_keys(given: dict[str, object], known: list[str] | tuple[str, ...], where: str) -> None:

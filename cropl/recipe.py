@@ -13,11 +13,10 @@ import importlib.util
 import inspect
 import shutil
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from cropl.errors import UsageError, check_keys, nearest, one_line
+from cropl.errors import UsageError, check_keys, did_you_mean, nearest, one_line
 
 ENDINGS = (".yaml", ".yml")
 
@@ -52,10 +51,9 @@ def find(name: str | Path) -> Path:
         raise UsageError(f"recipe {text!r} is a folder; name one recipe (`cropl ls` lists the built-in ones)")
     known = names()
     bare = text.removesuffix(".yaml").removesuffix(".yml")
-    close = get_close_matches(bare, known, n=1, cutoff=0.6)
     # A name without its folder ("study") is the most common slip, and too far away for difflib.
-    close = close or [other for other in known if other.rpartition("/")[2] == bare.rpartition("/")[2]][:1]
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    alike = [other for other in known if other.rpartition("/")[2] == bare.rpartition("/")[2]][:1]
+    hint = did_you_mean(bare, known, 0.6) or did_you_mean(bare, alike, 0)
     if text.endswith(ENDINGS):
         raise UsageError(f"recipe {text!r}: no such file{hint}")
     raise UsageError(f"unknown recipe {text!r}{hint} (`cropl ls` lists the built-in ones; a path to a YAML works too)")

@@ -78,7 +78,7 @@ def answer(
     max_new_tokens: int,
 ) -> Answered:
     """One greedy answer."""
-    from cropl.evaluation.answer import visual_per_layer
+    from cropl.evaluation.answer import visual_left, visual_per_layer
 
     with context() as patch:
         if patch is not None and patch.looks_into_tower:
@@ -86,17 +86,7 @@ def answer(
         began = time.perf_counter()
         text = vlm.generate(inputs, max_new_tokens=max_new_tokens, do_sample=False)[0]
     seconds, layers = time.perf_counter() - began, visual_per_layer(vlm, inputs, patch, 0)
-    return Answered(text, seconds, layers, _left(vlm, inputs, patch))
-
-
-def _left(vlm: VLM, inputs: VLMInputs, patch: Any) -> list[bool] | None:
-    import torch
-
-    if patch is None or patch.survivors_BM is None:
-        return None
-    position_V = vlm.visual_mask(inputs.tensors["input_ids"][0]).nonzero()[:, 0]
-    found: list[bool] = torch.isin(position_V, patch.survivors_BM[0].to(position_V.device)).tolist()
-    return found
+    return Answered(text, seconds, layers, visual_left(vlm, inputs, patch, 0))
 
 
 def flops(vlm: VLM, inputs: VLMInputs, layers: tuple[int, ...], chosen: Any) -> tuple[float, float]:

@@ -126,14 +126,11 @@ def _free(place: Path) -> str:
 def _extras() -> dict[str, str]:
     told = {}
     for extra in metadata.metadata("cropl").get_all("Provides-Extra") or []:
-        needs = requirements(extra)
-        missing = [need.name for need in needs if _installed(need) == MISSING]
-        others = [f"{need.name} {found}" for need in needs if BUT in (found := _installed(need))]
-        if missing or others:
-            what = ", ".join([*([f"missing {', '.join(missing)}"] if missing else []), *others])
-            told[extra] = f"{what}: {remedy(extra)}"
-        else:
-            told[extra] = "complete"
+        found = {need.name: _installed(need) for need in requirements(extra)}
+        missing = ", ".join(name for name, version in found.items() if version == MISSING)
+        wrong = [f"{MISSING} {missing}"] if missing else []
+        wrong += [f"{name} {version}" for name, version in found.items() if BUT in version]
+        told[extra] = f"{', '.join(wrong)}: {remedy(extra)}" if wrong else "complete"
     return told
 
 

@@ -85,18 +85,18 @@ def open_vlm(
     own = None if family is None else own_family(family)  # its import may register the config
     load = load_vlm if own is None else own.from_pretrained
     options = _options(device, dtype, attention)
-    own_options = {"protocol": protocol, "system": system}
-    for key, value in own_options.items():
+    folder = checkpoint(name)
+    for key, value in (("protocol", protocol), ("system", system)):
         if value is None:
             continue
         if own is not None and key not in inspect.signature(own.__init__).parameters:
             raise UsageError(f"{key} {value!r}: {family} takes none")
         kinds, why = OF_FAMILIES[key]
-        if own is None and (kind := load_config(checkpoint(name)).model_type) not in kinds:
+        if own is None and (kind := load_config(folder).model_type) not in kinds:
             raise UsageError(f"{key} {value!r}: {name} is a {kind} model, and only {why}")
         options[key] = value
     try:
-        return load(checkpoint(name), **options)
+        return load(folder, **options)
     except ValueError as error:
         if protocol is None or "protocol" not in str(error):
             raise

@@ -6,11 +6,10 @@ import inspect
 import re
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import Any, NoReturn
 
 from cropl import recipe
-from cropl.errors import USAGE, UsageError
+from cropl.errors import USAGE, UsageError, did_you_mean
 from cropl.extras import remedy
 
 _TRACKER = re.compile(r"(?:Requirement|Module not found:) '(wandb|mlflow)\b")
@@ -64,16 +63,12 @@ def _nearest(message: str, trainer: type) -> str:
     if found := _OF_A_CLASS.search(message):
         family = recipe.load_object(found[1])
         known = [name for each in inspect.getmro(family) for name in inspect.signature(each).parameters]
-        return _did_you_mean(found[2], known)
+        return did_you_mean(found[2], known, 0.6)
     if found := _OF_A_VERB.search(message):
         known = [f"trainer.{name}" for name in inspect.signature(trainer).parameters]
         given = found[1] or found[2]
-        behind = [name for name in known if name == f"trainer.{given}"]
-        return _did_you_mean(given, behind or [*known, "model", "data", "seed_everything", "ckpt_path"])
+        if f"trainer.{given}" in known:
+            return f"; did you mean {f'trainer.{given}'!r}?"
+        known += ["model", "data", "seed_everything", "ckpt_path"]
+        return did_you_mean(given, known, 0.6) or did_you_mean(given.partition(".")[0], known, 0.6)
     return ""
-
-
-def _did_you_mean(given: str, known: list[str]) -> str:
-    first = given.partition(".")[0]
-    close = known if len(known) == 1 else get_close_matches(given, known, 1) or get_close_matches(first, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else ""

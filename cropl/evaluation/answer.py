@@ -180,6 +180,16 @@ def visual_per_layer(vlm: VLM, inputs: VLMInputs, patch: Patch | None, row: int)
     return tuple(patch.visual_BL[row].tolist())
 
 
+def visual_left(vlm: VLM, inputs: VLMInputs, patch: Patch | None, row: int) -> list[bool] | None:
+    """Of each visual token of one row of the last prefill, whether the last layer saw it; None where none was dropped
+    inside the language model."""
+    if patch is None or patch.survivors_BM is None:
+        return None
+    position_V = vlm.visual_mask(inputs.tensors["input_ids"][row]).nonzero()[:, 0]
+    left: list[bool] = torch.isin(position_V, patch.survivors_BM[row].to(position_V.device)).tolist()
+    return left
+
+
 def _probe(
     vlm: VLM, samples: Sequence[Sample], run: Run, index: int, image: Image.Image, features: torch.Tensor
 ) -> int:

@@ -102,7 +102,7 @@ def make_app(engine: Engine, hosts: Collection[str] = LOOPBACK) -> Starlette:
             ValueError: _on_value_error,
             HTTPException: _on_http_error,
             ClientDisconnect: _on_disconnect,
-        },  # fmt: skip
+        },
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import StoppingCriteriaList
 
 from cropl.data.sample import Sample
-from cropl.evaluation.answer import pruning, visual_per_layer
+from cropl.evaluation.answer import pruning, visual_left, visual_per_layer
 from cropl.evaluation.answers import Answered, Answers
 from cropl.evaluation.arm_run import Run
 from cropl.evaluation.costs import Costs, FixedCosts, measure_costs
@@ -139,10 +139,7 @@ def _left(vlm: VLM, run: Run, sample: Sample, inputs: VLMInputs, patch: Patch | 
         return _places(vlm, method, sample, grid.num_tokens)
     if isinstance(method, PreLLM):
         return None if run.regions is None else region_mask(run.regions[0], grid).tolist()
-    if patch is None or patch.survivors_BM is None:
-        return [True] * grid.num_tokens
-    position_V = vlm.visual_mask(inputs.tensors["input_ids"][0]).nonzero()[:, 0]
-    return torch.isin(position_V, patch.survivors_BM[0].to(position_V.device)).tolist()
+    return visual_left(vlm, inputs, patch, 0) or [True] * grid.num_tokens
 
 
 def _places(vlm: VLM, method: TowerMethod, sample: Sample, total: int) -> list[bool] | None:
